@@ -1,4 +1,4 @@
-"""Seeds as pure functions: one run seed gives independent ones for head, order, mask and every step (METHODS.md, section 1)."""
+"""Seeds as pure functions: one run seed gives independent ones for head, order, mask and every step."""
 
 import hashlib
 

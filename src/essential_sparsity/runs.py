@@ -1,0 +1,321 @@
+"""The run folder's only reader and writer: identity, lock, run.json, tables, metrics.json or failure.json."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+RUN_FORMAT = 1
+"""Raised when the meaning of a run folder changes: a run of another format is refused, never overwritten."""
+
+NEUTRAL_KEYS = (
+    "name", "paths", "logger", "hydra", "axes", "experiment", "scale", "trainer.accelerator", "trainer.devices",
+    "save_model", "keep_checkpoints", "plan", "report", "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
+    "data.num_workers",
+)  # fmt: skip
+"""Keys that say where, how shown or how kept, not what is computed: no part of a run's identity."""
+
+LONGEST_READABLE = 120
+
+
+# --- files appear whole or not at all ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write; fsync and rename it to `path` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with Path(temporary).open("rb") as written:
+            os.fsync(written.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    _fsync_folder(path.parent)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all; NaN and infinity become null, since JSON has neither."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy scalars, paths, tuples and non-finite floats into what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return str(value)
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what decides a run's result: the resolved configuration without neutral keys, parents' likewise."""
+    kept = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
+    for dotted in NEUTRAL_KEYS:
+        group, _, key = dotted.partition(".")
+        if key and isinstance(kept.get(group), Mapping):
+            kept[group] = {name: value for name, value in kept[group].items() if name != key}
+    if isinstance(kept.get("parent"), Mapping):
+        kept["parent"] = identity(kept["parent"])
+    return _plain(kept)
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Give the 8 hex digits that name a configuration: the same on every machine, whatever the order of its keys."""
+    text = json.dumps([RUN_FORMAT, identity(config)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def folder_name(overrides: Sequence[str], identifier: str) -> str:
+    """Give a run folder's name: readable overrides (at most 120 characters), `~`, the id."""
+    readable = ",".join(override.replace("/", "_").strip() for override in overrides)
+    readable = re.sub(r"[^\w=.,+@\-]", "_", readable)[:LONGEST_READABLE].strip(".")
+    return f"{readable}~{identifier}"
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """List the dotted keys in which two configurations differ, as `key: ours, there: theirs`."""
+    here, there = flatten(ours), flatten(theirs)
+    keys = sorted(here.keys() | there.keys())
+    return [f"{key}: {here.get(key)!r}, there: {there.get(key)!r}" for key in keys if here.get(key) != there.get(key)]
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, to write: `start` it under its `lock`, write tables, and `finish` it by its metrics."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether metrics.json is there: it is written last, and nothing else means *finished*."""
+        return (self.path / "metrics.json").is_file()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last attempt left a failure.json."""
+        return (self.path / "failure.json").is_file() and not self.finished
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The finished run's metrics.json."""
+        return read_json(self.path / "metrics.json")
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The run's run.json."""
+        return read_json(self.path / "run.json")
+
+    @property
+    def model(self) -> Path:
+        """The folder of the final weights, there with `save_model=true` and for parents."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints from which an unfinished run goes on."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the run folder alone; the kernel frees the lock when its process dies, so none is ever stale.
+
+        Errors: BlockingIOError at once when another process holds it and `wait` is false.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise BlockingIOError(
+                    f"{self.path} is in use by process {owner}: wait for it or end it, then start again"
+                ) from None
+            handle.seek(0)
+            handle.truncate()
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Write run.json, or check that the one that is there has the same identity and inputs.
+
+        Errors: ValueError naming what differs; the folder of another configuration is never overwritten.
+        """
+        if (self.path / "run.json").is_file():
+            self._check_same(info)
+        (self.path / "failure.json").unlink(missing_ok=True)
+        write_json(self.path / "run.json", {**info, "run_format": RUN_FORMAT})
+        config = info.get("config")
+        if config is not None:
+            write_json(self.path / ".hydra" / "config.yaml", config)  # JSON is YAML
+
+    def _check_same(self, info: Mapping[str, Any]) -> None:
+        there = self.info
+        remedy = "move that folder away, or use another name="
+        if there.get("run_format") != RUN_FORMAT:
+            raise ValueError(
+                f"{self.path} has run format {there.get('run_format')}, this version writes {RUN_FORMAT}: {remedy}"
+            )
+        found = differences(identity(_plain(info["config"])), identity(there["config"]))
+        found += [f"input {line}" for line in differences(info.get("inputs") or {}, there.get("inputs") or {})]
+        if found:
+            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+            raise ValueError(f"{self.path} belongs to another configuration; {'; '.join(found[:3])}{more}: {remedy}")
+
+    def finish(self, metrics: Mapping[str, Any], *, keep_checkpoints: bool = False) -> None:
+        """Write metrics.json, the sign of a finished run, then drop what only an unfinished run needs."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+        write_json(self.path / "metrics.json", metrics)
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def fail(self, *, kind: str, message: str, traceback: str, step: int | None) -> None:
+        """Write failure.json in the place of metrics.json."""
+        content = {"kind": kind, "message": message, "traceback": traceback, "step": step}
+        write_json(self.path / "failure.json", content)
+
+    def reopen(self) -> None:
+        """Make a finished run unfinished again (it lacks something that is asked for now)."""
+        (self.path / "metrics.json").unlink(missing_ok=True)
+
+    def write_predictions(self, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Write predictions.parquet: one line per evaluation row, from split → column → array [rows]."""
+        tables = []
+        for split, columns in splits.items():
+            length = len(columns["row"])
+            names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(length, np.int32)), pa.array([split]))
+            tables.append(pa.table({"split": names, **{name: pa.array(column) for name, column in columns.items()}}))
+        self._write_table(pa.concat_tables(tables).unify_dictionaries(), "predictions.parquet")
+
+    def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write layers.csv: per prunable weight its name, layer, kind, num, num_pruned, mean and RMS magnitude."""
+        import pyarrow.csv as csv
+
+        with atomic_path(self.path / "layers.csv") as temporary:
+            csv.write_csv(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
+
+    def _write_table(self, table: pa.Table, name: str) -> None:
+        with atomic_path(self.path / name) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder, read: run.json as `info`, metrics.json or None, failure.json or None; tables on demand."""
+
+    path: Path
+    info: dict[str, Any]
+    metrics: dict[str, Any] | None
+    failure: dict[str, Any] | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, nested."""
+        return self.info.get("config") or {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its metrics."""
+        return self.metrics is not None
+
+    def predictions(self) -> pa.Table:
+        """Read predictions.parquet: split, row, label, prediction, loss or the metric's other columns."""
+        return pq.read_table(self.path / "predictions.parquet")
+
+    def layers(self) -> pa.Table:
+        """Read layers.csv: name, layer, kind, num, num_pruned, mean_magnitude, rms_magnitude."""
+        import pyarrow.csv as csv
+
+        return csv.read_csv(self.path / "layers.csv")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file; a broken one is an error that names it."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error}): remove it and run again") from None
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read one run folder."""
+    metrics, failure = path / "metrics.json", path / "failure.json"
+    return RunRecord(
+        path,
+        read_json(path / "run.json"),
+        read_json(metrics) if metrics.is_file() else None,
+        read_json(failure) if failure.is_file() and not metrics.is_file() else None,
+    )
+
+
+def read_runs(folder: Path | str, *, include_parents: bool = False) -> list[RunRecord]:
+    """Read all runs of `outputs/<name>`, sorted by path; parents lie one folder deeper and come only when asked for."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder of runs: run the experiment first, or check name= and paths.outputs="
+        )
+    paths = list(folder.glob("*/run.json"))
+    if include_parents:
+        paths += folder.glob("parents/*/run.json")
+    return [read_run(path.parent) for path in sorted(paths)]
