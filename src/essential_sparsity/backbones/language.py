@@ -1,0 +1,310 @@
+"""Language backbones: transformers models by hub id or local folder, with a new classification head."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
+
+log = logging.getLogger(__name__)
+
+DROPOUT_KEYS = (
+    *(
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "seq_classif_dropout",
+    ),  # BERT and kin
+    *("dropout", "attention_dropout", "activation_dropout"),  # OPT, DistilBERT
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
+)
+"""The spellings of dropout in transformers' configurations."""
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """A tokenizer, the longest sequence that the model takes, and a hash of all that decides the ids."""
+
+    tokenizer: Any
+    max_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills short rows."""
+        return self.tokenizer.pad_token_id
+
+    @cached_property
+    def digest(self) -> str:
+        """Give the sha256 of the tokenizer's content; truncation and padding set by earlier calls play no part."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return digest_of(type(self.tokenizer).__name__, json.dumps(self.tokenizer.get_vocab(), sort_keys=True))
+        content = json.loads(backend.to_str())
+        kept = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+        return digest_of(json.dumps(kept, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class LanguageBackbone:
+    """A transformers encoder or decoder for classification: BERT, RoBERTa, ELECTRA, OPT, GPT-2, Llama, ….
+
+    `path` (a `save_pretrained` folder) stands in place of `hub_id`; with `models_root` set, the folder
+    `<models_root>/<last part of hub_id>` does. `pretrained=False` gives the same shape untrained. `config` overrides
+    single values of the model's configuration, `dropout` all its dropout probabilities at once.
+    """
+
+    hub_id: str | None = None
+    path: str | Path | None = None
+    models_root: str | Path | None = None
+    revision: str | None = None
+    pretrained: bool = True
+    dropout: float | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    # --- where it comes from ---
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that the model comes from; None: the hub."""
+        if self.path is not None:
+            return Path(self.path)
+        if self.models_root is not None and self.hub_id is not None:
+            return Path(self.models_root) / self.hub_id.rsplit("/", 1)[-1]
+        return None
+
+    @property
+    def _source(self) -> str:
+        source = self.folder or self.hub_id
+        if source is None:
+            raise ValueError(
+                "backbone has neither hub_id nor path: give backbone.path=<folder> or backbone.hub_id=<id>"
+            )
+        return str(source)
+
+    def check(self) -> None:
+        """Check that the folder, its configuration and its weight files are there and whole; loads no model."""
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"backbone.dropout={self.dropout} lies outside [0, 1): give a probability")
+        self._check_folder()
+        if self.folder is not None:
+            self._checked_overrides(self.model_config())
+
+    def _check_folder(self) -> None:
+        folder = self.folder
+        if folder is None:
+            _ = self._source
+            return
+        if not folder.is_dir():
+            raise FileNotFoundError(f"backbone folder {str(folder)!r} does not exist{_beside(folder)}")
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"backbone folder {str(folder)!r} has no config.json: give a save_pretrained folder"
+            )
+        _read_json(folder / "config.json")
+        if self.pretrained:
+            from essential_sparsity.checkpoints import Checkpoint
+
+            Checkpoint.open(folder)
+
+    def inputs(self) -> dict[str, str]:
+        """Give the sha256 of each file that decides the model and its tokens, or the hub id's commit."""
+        if self.folder is None:
+            return {self._source: hub_revision(self._source, revision=self.revision)}
+        wanted = [*sorted(self.folder.glob("*.json")), *sorted(self.folder.glob("*.txt"))]
+        if self.pretrained:
+            wanted += sorted(self.folder.glob("*.safetensors"))
+        return {f"{self.folder.name}/{file.name}": file_digest(file) for file in wanted}
+
+    # --- cheap parts ---
+
+    def model_config(self) -> Any:
+        """Read the transformers configuration, dropout and overrides applied."""
+        from transformers import AutoConfig
+
+        with _quiet():
+            config = AutoConfig.from_pretrained(self._source, revision=self.revision)
+        return self._adapted(config)
+
+    def _checked_overrides(self, config: Any) -> None:
+        known = config.to_dict()
+        for key in self.config:
+            if key not in known:
+                raise ValueError(f"backbone.config.{key} is no value of {type(config).__name__}{suggest(key, known)}")
+
+    def _adapted(self, config: Any) -> Any:
+        self._checked_overrides(config)
+        if self.dropout is not None:
+            for key in DROPOUT_KEYS:
+                if hasattr(config, key):
+                    setattr(config, key, self.dropout)
+        for key, value in self.config.items():
+            setattr(config, key, value)
+        return config
+
+    def tokenizer(self) -> Any:
+        """Load the tokenizer; a decoder's without a padding token pads with its end token."""
+        from transformers import AutoTokenizer
+
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(self._source, revision=self.revision)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        return tokenizer
+
+    def preprocessing(self) -> TextPreprocessing:
+        """Give the tokenizer and the longest sequence; cheap, loads no weights."""
+        config = self.model_config()
+        longest = getattr(config, "max_position_embeddings", None) or 1 << 20
+        if config.model_type in ("roberta", "camembert", "xlm-roberta"):
+            longest -= 2  # positions start after the padding index
+        return TextPreprocessing(self.tokenizer(), longest)
+
+    # --- the model ---
+
+    def build(self, *, num_labels: int, seed: int, require_head: bool = False) -> nn.Module:
+        """Build the fp32 model in training mode with `num_labels` outputs (1: regression).
+
+        The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. Raises ValueError
+        naming weights that the files lack, and any weight that holds NaN or infinity. The global random state is kept.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        config = self.model_config()
+        config.num_labels = num_labels
+        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer().pad_token_id
+        with torch.random.fork_rng(devices=[]), _quiet():
+            torch.manual_seed(seed)
+            if self.pretrained:
+                model = self._load(AutoModelForSequenceClassification, config, require_head=require_head, seed=seed)
+            else:
+                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                if require_head:
+                    raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
+                _draw_modules(model, _head_names(model), seed)
+        return model.float().train()
+
+    def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int) -> nn.Module:
+        model, found = loader.from_pretrained(
+            self._source,
+            revision=self.revision,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=not require_head,
+        )
+        head = _head_names(model)
+        new = head | _missing_poolers(model, found["missing_keys"])
+        lacking = sorted(name for name in found["missing_keys"] if not _inside(name, new))
+        lacking += sorted(name for name, *_ in found["mismatched_keys"] if not _inside(name, new))
+        if require_head:
+            lacking += sorted(name for name in found["missing_keys"] if _inside(name, head))
+        if lacking:
+            raise ValueError(
+                f"{self._source} lacks {len(lacking)} weights of {type(model).__name__}, first {lacking[0]!r}: "
+                "give a whole checkpoint of this architecture" + (" with its head" if require_head else "")
+            )
+        refuse_non_finite(model, self._source, skip=() if require_head else new)
+        if not require_head:
+            _draw_modules(model, new, seed)
+        return model
+
+    def architecture(self, model: nn.Module) -> Any:
+        """Say which of the model's weights are prunable."""
+        from essential_sparsity.pruning.architecture import architecture_of
+
+        return architecture_of([name for name, _ in model.named_parameters()])
+
+    def save(self, model: Any, folder: Path | str) -> None:
+        """Write model, configuration and tokenizer as plain transformers files (safetensors)."""
+        with _quiet():
+            model.save_pretrained(folder)
+            self.tokenizer().save_pretrained(folder)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def _head_names(model: Any) -> set[str]:
+    """Name the modules outside the encoder or decoder: the classification head."""
+    return {name for name, _ in model.named_children() if name != model.base_model_prefix}
+
+
+def _missing_poolers(model: Any, missing: Any) -> set[str]:
+    """Name a pooler of which *every* weight is missing: checkpoints of masked language models have none."""
+    pooler = f"{model.base_model_prefix}.pooler"
+    own = {name for name, _ in model.named_parameters() if name.startswith(f"{pooler}.")}
+    if own and own <= set(missing):
+        log.info("the checkpoint has no pooler: it is new, as the head")
+        return {pooler}
+    return set()
+
+
+def _inside(name: str, modules: Any) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def _draw_modules(model: Any, modules: set[str], seed: int) -> None:
+    """Draw these modules' weights afresh: N(0, initializer_range) for matrices, 0 for biases; `seed` alone decides."""
+    deviation = getattr(model.config, "initializer_range", None) or getattr(model.config, "init_std", None) or 0.02
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not _inside(name, modules):
+                continue
+            if weight.ndim > 1:
+                weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
+            else:
+                weight.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def refuse_non_finite(model: nn.Module, source: str, *, skip: Any = ()) -> None:
+    """Raise ValueError naming the first weight that holds NaN or infinity."""
+    for name, weight in model.named_parameters():
+        if _inside(name, skip) or torch.isfinite(weight.detach().sum()):
+            continue
+        num = int((~torch.isfinite(weight.detach())).sum())
+        if num:
+            raise ValueError(f"weight {name!r} of {source} holds {num} NaN or infinite values: give a sound checkpoint")
+
+
+def _beside(folder: Path) -> str:
+    """Suggest a sibling of a missing folder."""
+    siblings = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
+    return suggest(folder.name, siblings) or ": give the folder of a saved model"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): give a whole save_pretrained folder") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' load report and progress bars; the settings found are put back."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,106 @@
+"""Labelled texts tokenised once: flat memory-mapped ids, cached by the content of rows and tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from pandas.util import hash_pandas_object
+
+from essential_sparsity.data.batches import Batch
+from essential_sparsity.inputs import cache_folder, cached_folder, digest_of, load_arrays
+
+FORMAT = 1
+"""Raised when the cached files' meaning changes."""
+
+CHUNK_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class TokenisedText:
+    """Tokenised rows: row i is ids[offsets[i] : offsets[i + 1]]; padded per batch, on the right, to its longest row."""
+
+    ids: np.ndarray  # int32, all rows one after another
+    offsets: np.ndarray  # int64, rows + 1
+    content: np.ndarray  # uint64
+    labels: np.ndarray  # int64 class ids, or float32 values
+    pad_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        """Pad these rows into input_ids and attention_mask [rows, longest]; `epoch` plays no part."""
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        columns = np.arange(lengths.max())
+        inside = columns < lengths[:, None]
+        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
+        ids[inside] = self.ids[(starts[:, None] + columns)[inside]]
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
+            "labels": torch.from_numpy(self.labels[rows]),
+            "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
+        }
+
+
+def tokenise(
+    table: pa.Table,
+    *,
+    text: Sequence[str],
+    labels: np.ndarray,
+    preprocessing: Any,
+    max_length: int,
+    cache: str | Path | None = None,
+) -> TokenisedText:
+    """Tokenise one text column or a pair, or find the result in the cache; the longer one is cut to `max_length` first.
+
+    `preprocessing` is a language backbone's: `tokenizer`, `digest` (of the tokenizer), `max_length`, `pad_id`.
+    No token_type_ids: the paper uses none.
+    """
+    if not hasattr(preprocessing, "tokenizer"):
+        raise ValueError(
+            "these data are text, but the backbone reads images: choose a language backbone, e.g. bert_base"
+        )
+    length = min(max_length, preprocessing.max_length)
+    columns = [table[name].cast(pa.large_string()).combine_chunks() for name in text]
+    rows = digest_of(*(part for column in columns for part in _column_parts(column)))
+    key = digest_of(FORMAT, rows, preprocessing.digest, length)[:32]
+    folder = cached_folder(
+        cache_folder(cache) / "text" / key, lambda target: _write(target, columns, preprocessing.tokenizer, length)
+    )
+    arrays = load_arrays(folder, ["ids", "offsets", "content"])
+    return TokenisedText(**arrays, labels=labels, pad_id=preprocessing.pad_id)
+
+
+def _column_parts(column: Any) -> list[bytes | np.ndarray]:
+    """Give what determines a column of strings: each row's bytes, by offsets and data, however the array is sliced."""
+    offsets = np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
+    data = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return [offsets - offsets[0], data]
+
+
+def _write(folder: Path, columns: list[Any], tokenizer: Any, max_length: int) -> None:
+    """Tokenise in chunks of rows and write ids.npy, offsets.npy, content.npy."""
+    ids, lengths = [], []
+    for start in range(0, len(columns[0]), CHUNK_ROWS):
+        texts = [column.slice(start, CHUNK_ROWS).to_pylist() for column in columns]
+        encoded = tokenizer(
+            *texts, truncation=True, max_length=max_length, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+        lengths.extend(map(len, encoded))
+        ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded]))
+    np.save(folder / "ids.npy", np.concatenate(ids) if ids else np.zeros(0, np.int32))
+    np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
+    np.save(folder / "content.npy", text_content([column.to_pandas() for column in columns]))
+
+
+def text_content(columns: Sequence[pd.Series]) -> np.ndarray:
+    """Hash each row's texts to uint64, blanks and case at their ends and in between kept: equal text, equal hash."""
+    return hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False).to_numpy(np.uint64)

@@ -1,0 +1,115 @@
+"""What a run reads: content hashes of local files, revisions on the hub, derived arrays cached on disk by content."""
+
+import difflib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """Give ": did you mean 'sst2'?" for a misspelt name, else the list of names; for the end of an error line."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f": choose one of {', '.join(names)}" if names else ""
+
+
+# --- content hashes ---------------------------------------------------------------------------------------------------
+
+
+def file_digest(path: Path | str) -> str:
+    """Give the sha256 of a file's bytes in hex; remembered while its size and modification time stay."""
+    path = Path(path).resolve()
+    status = path.stat()
+    return _file_digest(str(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: str, size: int, modified: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(*parts: bytes | str | int | np.ndarray) -> str:
+    """Give one sha256 (hex) of several parts, each with its length: no two lists of parts collide by joining."""
+    whole = hashlib.sha256()
+    for part in parts:
+        data = np.ascontiguousarray(part).data.cast("B") if isinstance(part, np.ndarray) else _as_bytes(part)
+        whole.update(f"{len(data)}:".encode())
+        whole.update(data)
+    return whole.hexdigest()
+
+
+def _as_bytes(part: bytes | str | int) -> bytes:
+    return part if isinstance(part, bytes) else str(part).encode()
+
+
+def hub_revision(repository: str, *, kind: str = "model", revision: str | None = None) -> str:
+    """Give the commit of a hub repository: from the local hub cache if it is there, else from the hub.
+
+    `kind` is "model" or "dataset". Raises ValueError, with the remedy, where neither answers.
+    """
+    from huggingface_hub import HfApi, constants
+
+    revision = revision or "main"
+    references = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
+    if references.is_file():
+        return references.read_text().strip()
+    try:
+        commit = HfApi().repo_info(repository, repo_type=kind, revision=revision).sha
+    except Exception as error:
+        remedy = "paths.data=<folder>" if kind == "dataset" else "paths.models=<folder> or backbone.path=<folder>"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"hub {kind} {repository!r} cannot be reached ({reason}): use a local one, {remedy}"
+        ) from error
+    return str(commit)
+
+
+# --- derived arrays on disk -------------------------------------------------------------------------------------------
+
+
+def cache_folder(folder: Path | str | None = None) -> Path:
+    """Give the folder of derived files: the one named, else $ES_CACHE, else the user's cache folder."""
+    if folder is not None:
+        return Path(folder).expanduser()
+    if os.environ.get("ES_CACHE"):
+        return Path(os.environ["ES_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "essential_sparsity"
+
+
+def cached_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Give `folder`, filled once by `write(temporary folder)`; it appears whole or not at all, whoever else writes it.
+
+    The folder's name must be a hash of everything that `write` depends on: what exists is never checked again.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}."))
+    try:
+        write(temporary)
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was not simply faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def load_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Map the `.npy` files of a cached folder into memory, read-only: the page cache is shared by all processes."""
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}

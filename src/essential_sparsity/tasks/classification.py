@@ -1,0 +1,72 @@
+"""What sequence and image classification share: the loss, the logged numbers, the rows of predictions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from essential_sparsity.tasks.optimization import Schedule, configured
+
+Batch = dict[str, Tensor]
+
+
+class Classification(lightning.LightningModule):
+    """Cross-entropy over `num_labels` classes, or squared error where `num_labels` is 1; subclasses give the scores.
+
+    `optimizer` takes parameter groups, `schedule` an optimizer and the number of steps; both are plain callables.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_labels: int,
+        optimizer: Callable[..., Optimizer],
+        schedule: Schedule | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing={label_smoothing} lies outside [0, 1): give a share")
+        self.model, self.num_labels, self.label_smoothing = model, num_labels, label_smoothing
+        self._make_optimizer, self._make_schedule = optimizer, schedule
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Give the model's outputs [rows, num_labels]."""
+        raise NotImplementedError
+
+    def row_losses(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Give each row's loss [rows] in fp32."""
+        if self.num_labels == 1:
+            return (scores.float().squeeze(-1) - labels.float()).square()
+        return functional.cross_entropy(scores.float(), labels, reduction="none", label_smoothing=label_smoothing)
+
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Give the mean loss of the batch, and log it as train/loss (no synchronisation with the device)."""
+        loss = self.row_losses(self.scores(batch), batch["labels"], self.label_smoothing).mean()
+        self.log("train/loss", loss.detach(), batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
+        """Log loss and share of right rows of a validation batch; the reported metrics come from `predict_step`."""
+        columns = self.predict_step(batch, batch_idx)
+        rows = len(columns["row"])
+        self.log("validation/loss", columns["loss"].mean(), batch_size=rows)
+        if self.num_labels > 1:
+            right = (columns["prediction"] == columns["label"]).float().mean()
+            self.log("validation/accuracy", right, batch_size=rows)
+
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Batch:
+        """Give the columns row, label, prediction (class id or value), loss of the batch's rows, each 1-D."""
+        scores = self.scores(batch)
+        losses = self.row_losses(scores, batch["labels"])
+        prediction = scores.float().squeeze(-1) if self.num_labels == 1 else scores.argmax(-1)
+        return {"row": batch["row"], "label": batch["labels"], "prediction": prediction, "loss": losses}
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer over the groups with and without decay, and its schedule by step."""
+        steps = self.trainer.estimated_stepping_batches
+        return configured(self.model, self._make_optimizer, self._make_schedule, steps)
