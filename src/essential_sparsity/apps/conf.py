@@ -1,0 +1,203 @@
+"""Where configurations come from, and how a composed one becomes complete: task, parents, scale, identity."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from essential_sparsity.runs import Run, folder_name, run_id
+
+_PACKAGED = Path(__file__).resolve().parent.parent / "conf"
+CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[3] / "conf"
+"""The folder of our YAML files: packed into the wheel, or the repository's."""
+
+INHERITED = ("backbone", "optimizer", "schedule", "trainer", "callbacks", "pruner", "data", "task")
+"""What a parent takes from the run where it says nothing itself."""
+
+GROUPS = ("experiment", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
+SILENT_OVERRIDES = ("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "save_model",
+                    "keep_checkpoints")  # fmt: skip
+
+
+def start(config_name: str, job: Callable[[DictConfig], Any]) -> None:
+    """Run a Hydra app on `conf/<config_name>.yaml`, from any working directory."""
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach main.py, which makes one line of them
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One complete, resolved configuration: `config` to build from, `recorded` without paths for the run's identity."""
+
+    config: dict[str, Any]
+    recorded: dict[str, Any]
+    choices: dict[str, str]
+    overrides: list[str]
+    command: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this name's runs."""
+        return Path(self.config["paths"]["outputs"]) / self.config["name"]
+
+    @property
+    def run(self) -> Run:
+        """The run folder of this configuration."""
+        return Run(self.folder / folder_name(self.overrides, run_id(self.recorded)))
+
+    @property
+    def parent_run(self) -> Run | None:
+        """The run folder of the parent, shared by all points that ask for the same one."""
+        parent = self.recorded.get("parent")
+        return Run(self.folder / "parents" / run_id(parent)) if parent else None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What run.json says was asked for."""
+        return {
+            "config": self.recorded,
+            "choices": self.choices,
+            "overrides": self.overrides,
+            "command": self.command,
+        }
+
+
+def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: list[str]) -> Asked:
+    """Fill what a composed configuration leaves open and resolve it, once with paths and once without.
+
+    `scale` swaps backbones and data for embedded ones; `task: null` becomes the task that the data names; a parent
+    takes from the run what it does not say itself. Errors: ValueError naming the key.
+    """
+    config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
+    assert isinstance(config, DictConfig)
+    chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
+    for stage in _stages(config):
+        _choose_task(stage, chosen if stage is config else {})
+    if config.get("scale"):
+        _shrink(config, chosen)
+    without_paths = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    assert isinstance(without_paths, DictConfig)
+    without_paths.paths = dict.fromkeys(config.paths)
+    recorded = _resolved(without_paths)
+    resolved = _resolved(config)
+    recorded["paths"] = resolved["paths"]
+    shown = [text for text in overrides if text.lstrip("+~").split("=")[0].split(".")[0] not in SILENT_OVERRIDES]
+    app = "evaluate" if "sparsities" in resolved else "train"
+    return Asked(resolved, recorded, chosen, shown, " ".join(["essential-sparsity", app, *overrides]))
+
+
+def _stages(config: DictConfig) -> Iterator[DictConfig]:
+    """Give the run and its chain of parents, each with what it inherits filled in, oldest last."""
+    yield config
+    parent = config.get("parent")
+    if parent is None:
+        return
+    for key in INHERITED:
+        own, inherited = parent.get(key), config.get(key)
+        replaces = own is not None and "_target_" in own and own._target_ != (inherited or {}).get("_target_")
+        if key in config and not replaces:
+            node = OmegaConf.to_container(OmegaConf.masked_copy(config, [key]), resolve=False)
+            assert isinstance(node, dict)
+            parent[key] = node[key] if own is None else OmegaConf.merge(node[key] or {}, own)
+    defaults = {"seed": config.pretraining_seed, "sparsity": None, "parent": None, "paths": None}
+    for key, value in defaults.items():
+        parent.setdefault(key, value)
+    yield from _stages(parent)
+
+
+def _choose_task(stage: DictConfig, chosen: dict[str, str]) -> None:
+    """Load the task that the data names where none was chosen; `data.task` is only this hint."""
+    if stage.get("data") is None:
+        return
+    hint = stage.data.pop("task", None)
+    if stage.get("task") is None:
+        if hint is None:
+            raise ValueError("task is not set, and this data names none: add task=…")
+        stage.task = group_file("task", hint)
+        chosen["task"] = hint
+
+
+def group_file(group: str, name: str) -> DictConfig:
+    """Load one file of a group: the working folder's ./conf first, then ours."""
+    for folder in (Path.cwd() / "conf", CONF):
+        if (folder / group / f"{name}.yaml").is_file():
+            loaded = OmegaConf.load(folder / group / f"{name}.yaml")
+            assert isinstance(loaded, DictConfig)
+            return loaded
+    raise ValueError(f"{group}={name}: there is no such file in conf/{group}")
+
+
+def _shrink(config: DictConfig, chosen: dict[str, str]) -> None:
+    """Apply a scale: embedded backbone and data in every stage, a few steps, another name."""
+    scale = config.scale
+    stages, stage = [], config
+    while stage is not None:
+        stages.append(stage)
+        stage = stage.get("parent")
+    for stage in stages:
+        if stage.get("task") is not None:
+            embedded = _embedded(scale, stage.task)
+            for group in ("backbone", "data"):
+                small = group_file(group, embedded[group])
+                small.pop("task", None)
+                kept = {key: value for key, value in stage[group].items() if key in small and key in scale.keeps}
+                stage[group] = OmegaConf.merge(small, kept)
+                if stage is config:
+                    chosen[group] = embedded[group]
+        if "trainer" in stage:
+            stage.trainer = OmegaConf.merge(stage.trainer, scale.trainer)
+    config.name = f"{config.name}-{scale.name}"
+
+
+def _embedded(scale: DictConfig, task: DictConfig) -> DictConfig:
+    """Give the embedded backbone and data for a task, by the task's class."""
+    for entry in scale.embedded:
+        if task._target_.endswith(f".{entry.task}"):
+            return entry
+    raise ValueError(
+        f"scale={scale.name} has no embedded data for {task._target_}: add it to conf/scale/{scale.name}.yaml"
+    )
+
+
+def _resolved(config: DictConfig) -> dict[str, Any]:
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    container.pop("scale", None)
+    return {str(key): value for key, value in container.items()}
+
+
+def from_hydra(composed: DictConfig) -> Asked:
+    """Complete the configuration of the running Hydra job."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_config = HydraConfig.get()
+    choices = OmegaConf.to_container(hydra_config.runtime.choices)
+    assert isinstance(choices, dict)
+    return complete(
+        composed, choices={str(k): v for k, v in choices.items()}, overrides=list(hydra_config.overrides.task)
+    )
+
+
+def instantiate(node: Mapping[str, Any] | None) -> Any:
+    """Build what a node describes, with plain lists and dicts inside; None stays None."""
+    import hydra.utils
+
+    return None if node is None else hydra.utils.instantiate(dict(node), _convert_="all")
+
+
+def parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what `fit` and `evaluate_curve` share: backbone, data, task with its optimizer and schedule, pruner."""
+    task = instantiate(config.get("task"))
+    extra = {key: instantiate(config[key]) for key in ("optimizer", "schedule") if config.get(key) is not None}
+    return {
+        "backbone": instantiate(config["backbone"]),
+        "data": instantiate(config.get("data")),
+        "task": functools.partial(task, **extra) if task is not None else None,
+        "pruner": instantiate(config["pruner"]),
+    }

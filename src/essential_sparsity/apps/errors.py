@@ -1,0 +1,57 @@
+"""One clear line for every error a user can cause: what is wrong, and what was probably meant."""
+
+import difflib
+import re
+from pathlib import Path
+
+from essential_sparsity.apps.guard import one_line
+
+
+def explain(error: BaseException) -> str | None:
+    """Give a Hydra or OmegaConf error as one line with did-you-mean; None where the error is not of that kind."""
+    kind = type(error).__name__
+    if not type(error).__module__.startswith(("hydra", "omegaconf")):
+        return None
+    text = one_line(error)
+    if kind == "MissingConfigException" and (found := re.search(r"Could not find '([^']+)'", text)):
+        return _unknown_choice(found.group(1))
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(found.group(1), error)
+    if found := re.search(r"In '.*?': Could not override '(\S+)'", text):
+        return _unknown_choice(found.group(1))
+    if kind == "MissingMandatoryValue" and (found := re.search(r"[Mm]issing mandatory value: (\S+)", text)):
+        return f"{found.group(1)} is not set: add {found.group(1)}=…"
+    return text
+
+
+def _unknown_choice(missing: str) -> str:
+    """Name the nearest file of a config group."""
+    from essential_sparsity.apps.conf import CONF
+
+    group, _, name = missing.rpartition("/")
+    group = group or name
+    files = [path for folder in (Path.cwd() / "conf", CONF) for path in (folder / group).glob("*.yaml")]
+    names = sorted({path.stem for path in files})
+    if not names:
+        groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+        return f"{missing} is no configuration group{nearest(group, groups)}"
+    return f"{group}={name}: there is no such choice{nearest(name, names)}"
+
+
+def _unknown_key(key: str, error: BaseException) -> str:
+    """Name the nearest key of the configuration that was composed so far."""
+    cause = error.__cause__ or error
+    node = getattr(cause, "parent_node", None)
+    parent = key.rpartition(".")[0]
+    keys = [str(name) for name in node] if node is not None and hasattr(node, "keys") else []
+    hint = nearest(key.rpartition(".")[2], keys)
+    where = f" under {parent}" if parent else ""
+    return f"{key} is no key{where}{hint} (a new one is written +{key}=…)"
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """Give `: did you mean x?`, or the list of what there is."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f": did you mean {near[0]}?"
+    return f": choose one of {', '.join(names)}" if names else ""

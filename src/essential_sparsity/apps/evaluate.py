@@ -1,0 +1,75 @@
+"""essential-sparsity evaluate: a curve without training, one model load; with no data, a description of a model."""
+
+import time
+
+from omegaconf import DictConfig
+
+from essential_sparsity.apps import conf, sweeps
+from essential_sparsity.apps.guard import Outcome, guarded
+from essential_sparsity.apps.train import parent_arguments
+
+
+def job(composed: DictConfig) -> list[Outcome]:
+    """Evaluate one curve; called by Hydra."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    asked = conf.from_hydra(composed)
+    if asked.config.get("data") is None:
+        from essential_sparsity.apps.describe import describe
+
+        describe(asked)
+        return []
+    found: list[Outcome] = []
+
+    def work() -> Outcome:
+        found.extend(curve(asked))
+        return found[-1]
+
+    outcome = guarded(work, overrides=asked.overrides, run=None, record=None, always=sweeping)
+    outcomes = found or [outcome]
+    if not sweeping:
+        sweeps.outcomes.extend(outcomes)
+        sweeps.progress.num_points = len(outcomes)
+        if outcome.status != "failed":
+            sweeps.conclude(composed, [])
+        else:
+            sweeps.progress.num_points = 0
+    return outcomes
+
+
+def curve(asked: conf.Asked) -> list[Outcome]:
+    """Evaluate every level of one curve, the parent first."""
+    from essential_sparsity.evaluation import evaluate_curve, level_run
+    from essential_sparsity.pruning import exact_sparsity
+    from essential_sparsity.training import finish_parent
+
+    config, record = asked.config, asked.record
+    levels = sorted({exact_sparsity(value) for value in config["sparsities"]}, key=lambda level: level or 0)
+    before = {level: level_run(asked.folder, record, level)[0].finished for level in levels}
+    built, started = conf.parts(config), time.monotonic()
+    parent = parent_arguments(asked, config.get("parent"), asked.recorded.get("parent"))
+    if parent is not None and not all(before.values()):
+        built["backbone"] = finish_parent(parent, built["backbone"])
+        record["parent"] = parent["run"].info["id"]
+    metrics = evaluate_curve(
+        **built,
+        sparsities=config["sparsities"],
+        folder=asked.folder,
+        seed=config["seed"],
+        precision=config["trainer"]["precision"],
+        device=config["trainer"]["accelerator"],
+        record=record,
+    )
+    outcomes = []
+    for level, found in zip(levels, metrics, strict=True):
+        run, own = level_run(asked.folder, record, level)
+        status = "there" if before[level] else "finished"
+        outcomes.append(Outcome(status, own["overrides"], str(run.path), time.monotonic() - started, found))
+    return outcomes
+
+
+def main() -> None:
+    """Run the app."""
+    conf.start("evaluate", job)

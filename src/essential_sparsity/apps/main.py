@@ -1,0 +1,109 @@
+"""The command `essential-sparsity`: chooses an app by its first argument; imports nothing heavy for --help."""
+
+import os
+import sys
+
+APPS = {
+    "train": "fine-tune or pre-train one run, dense or masked, or a sweep of them; parents first",
+    "evaluate": "prune and evaluate without training; without data: describe a model and its sparsity",
+    "report": "runs to curves, essential sparsity, figures and one HTML page",
+}
+
+HELP = """essential-sparsity: how much of a pre-trained transformer is essential?
+
+usage: essential-sparsity COMMAND [key=value …]
+
+commands
+{commands}
+
+start here
+  essential-sparsity train experiment=demo                 the whole main job in minutes on a CPU, nothing to download
+  essential-sparsity evaluate backbone.path=MODEL_FOLDER   what is prunable, how small the weights are, what to run next
+  essential-sparsity train experiment=essential_sparsity_bert_glue plan=true      what the paper's grid would cost
+
+essential-sparsity COMMAND --help shows a command's keys and choices; --cfg job shows what would run.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Dispatch to an app; give the exit code: 0 done, 1 points failed, 2 misuse."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in APPS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        from essential_sparsity import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in APPS:
+        import difflib
+
+        near = difflib.get_close_matches(name, APPS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(APPS)}"
+        return complain(f"{name} is no command: {hint}")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.argv = [f"essential-sparsity {name}", *rest]
+    return run(name)
+
+
+def run(name: str) -> int:
+    """Run one app under its Hydra."""
+    import importlib
+    import traceback
+
+    from essential_sparsity.apps import sweeps
+    from essential_sparsity.apps.errors import explain
+    from essential_sparsity.apps.guard import EXPECTED, one_line
+
+    sweeps.outcomes.clear()
+    try:
+        importlib.import_module(f"essential_sparsity.apps.{name}").main()
+    except KeyboardInterrupt:
+        return complain("interrupted: the same command goes on from what is there", code=130)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        if (line := explain(error)) is not None:
+            return complain(line)
+        if type(error).__name__ not in EXPECTED:
+            traceback.print_exc()
+        return complain(one_line(error))
+    return conclude_single()
+
+
+def conclude_single() -> int:
+    """Give the exit code of the outcomes, and for a single run the line that says what became of it."""
+    from essential_sparsity.apps import sweeps
+
+    failed = [outcome for outcome in sweeps.outcomes if outcome.status == "failed"]
+    if sweeps.progress.num_points:
+        return 1 if failed else 0
+    for outcome in sweeps.outcomes:
+        if outcome.status == "failed":
+            if not outcome.expected:
+                print(outcome.traceback, file=sys.stderr, end="")
+            return complain(outcome.message)
+        if outcome.status == "planned":
+            from essential_sparsity.apps.plan import print_plan
+
+            print_plan(sweeps.outcomes)
+            break
+        value = outcome.metrics.get("value")
+        there = "there already" if outcome.status == "there" else f"in {sweeps.duration(outcome.seconds)}"
+        if value is not None:
+            shown = f"{outcome.metrics['metric']} {value:.4f} at sparsity {outcome.metrics['sparsity']:.4f}"
+            print(f"{shown} ({there}): {outcome.path}")
+    return 0
+
+
+def complain(line: str, code: int = 2) -> int:
+    """Print one error line and give the exit code."""
+    print(f"essential-sparsity: error: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""A sweep's beginning, progress and end: the table of what finished and what failed, the report, the exit code."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.apps.guard import Outcome, one_line
+
+
+class Progress:
+    """Which point of how many, and how long the rest will take; lines on a terminal only, always in sweep.log."""
+
+    def __init__(self) -> None:
+        self.num_points, self.done, self.computed, self.seconds = 0, 0, 0, 0.0
+        self.log: Path | None = None
+        self.started = time.monotonic()
+
+    def begin(self, num_points: int) -> None:
+        """Count a new sweep's points."""
+        self.__init__()
+        self.num_points = num_points
+
+    def tell(self, outcome: Outcome, folder: Path) -> None:
+        """Say what became of a point and when the others will be done."""
+        if self.num_points < 2 or outcome.status == "planned":
+            return
+        self.done += 1
+        if outcome.status == "finished":
+            self.computed += 1
+            self.seconds += outcome.seconds
+        line = f"[{self.done}/{self.num_points}] {_words(outcome)} {' '.join(outcome.overrides)}{self._rest()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "sweep.log").open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        if sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+
+    def _rest(self) -> str:
+        left = self.num_points - self.done
+        if not left or not self.computed:
+            return ""
+        return f" · {left} to go, about {duration(left * self.seconds / self.computed)}"
+
+
+progress = Progress()
+outcomes: list[Outcome] = []
+"""What became of the points of the command that runs now; main.py makes the exit code of it."""
+
+
+def begin(config: Any, *, num_points: int, broken: Sequence[tuple[list[str], Exception]]) -> None:
+    """Start counting; points whose overrides do not compose have failed already."""
+    from essential_sparsity.apps.errors import explain
+
+    progress.begin(num_points)
+    for overrides, error in broken:
+        outcomes.append(Outcome("failed", overrides, kind="ValueError", message=explain(error) or one_line(error)))
+
+
+def conclude(config: Any, results: Sequence[Any]) -> None:
+    """End a sweep: keep the outcomes, print the table and, where something is there, write the report."""
+    for result in results:
+        found = result if isinstance(result, list) else [result]
+        outcomes.extend(item for item in found if isinstance(item, Outcome))
+    if any(outcome.status == "planned" for outcome in outcomes):
+        from essential_sparsity.apps.plan import print_plan
+
+        print_plan(outcomes)
+        return
+    print(table(outcomes))
+    finished = [outcome for outcome in outcomes if outcome.status in ("finished", "there") and outcome.path]
+    if finished:
+        from essential_sparsity.apps.report import report_folder
+
+        for folder in sorted({Path(str(outcome.path)).parent for outcome in finished}):
+            report_folder(folder)
+
+
+def table(found: Sequence[Outcome]) -> str:
+    """Give a sweep's result as text: counts, then one line per failed point."""
+    counts = {status: sum(item.status == status for item in found) for status in ("finished", "there", "failed")}
+    computed, there, failed = counts.values()
+    head = f"{len(found)} points: {computed} computed, {there} there already, {failed} failed"
+    lines = [head]
+    for item in found:
+        if item.status == "failed":
+            lines.append(f"  failed: {' '.join(item.overrides)}: {item.kind}: {item.message}")
+    return "\n".join(lines)
+
+
+def _words(outcome: Outcome) -> str:
+    if outcome.status == "finished":
+        value = outcome.metrics.get("value")
+        shown = "no value" if value is None else f"{outcome.metrics['metric']} {value:.4f}"
+        return f"{shown} in {duration(outcome.seconds)}:"
+    return "there already:" if outcome.status == "there" else f"FAILED ({outcome.message}):"
+
+
+def duration(seconds: float) -> str:
+    """Give a duration in words of two units at most."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,106 @@
+"""essential-sparsity train: one run, or a sweep of them, dense or masked, parents first."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from essential_sparsity.apps import conf, sweeps
+from essential_sparsity.apps.guard import Outcome, guarded
+
+
+def job(composed: DictConfig) -> Outcome:
+    """Do one point; called by Hydra, in this process or in a launcher's worker."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    overrides = [str(text) for text in HydraConfig.get().overrides.task]
+    asked: conf.Asked | None = None
+    try:
+        asked = conf.from_hydra(composed)
+    except Exception as error:
+        failure = error
+
+        def work() -> Outcome:
+            raise failure
+    else:
+
+        def work() -> Outcome:
+            return point(asked)
+
+    outcome = guarded(
+        work,
+        overrides=asked.overrides if asked else overrides,
+        run=asked.run if asked else None,
+        record=asked.record if asked else None,
+        always=sweeping,
+    )
+    if sweeping:
+        sweeps.progress.tell(outcome, asked.folder if asked else Path("outputs"))
+    else:
+        sweeps.outcomes.append(outcome)
+    return outcome
+
+
+def point(asked: conf.Asked) -> Outcome:
+    """Train one point; a finished one is told from its files alone, before anything heavy is imported."""
+    run = asked.run
+    save_model = bool(asked.config.get("save_model"))
+    if run.finished and not (save_model and not run.model.is_dir()) and not asked.config.get("plan"):
+        run.check_config(asked.recorded)
+        return Outcome("there", asked.overrides, str(run.path), metrics=run.metrics)
+    if asked.config.get("plan"):
+        from essential_sparsity.apps.plan import plan_point
+
+        return plan_point(asked)
+    from essential_sparsity.training import fit
+
+    started = time.monotonic()
+    metrics = fit(**arguments(asked))
+    return Outcome("finished", asked.overrides, str(run.path), time.monotonic() - started, metrics)
+
+
+def arguments(asked: conf.Asked) -> dict[str, Any]:
+    """Build the arguments of `training.fit` from a complete configuration."""
+    own = stage_arguments(asked.config)
+    kept = {"model": "save_model", "checkpoints": "keep_checkpoints"}
+    own |= {"run": asked.run, "record": asked.record, "keep": [k for k, key in kept.items() if asked.config.get(key)]}
+    return own | {"parent": parent_arguments(asked, asked.config.get("parent"), asked.recorded.get("parent"))}
+
+
+def parent_arguments(
+    asked: conf.Asked, config: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Build a parent's arguments, and its own parents'."""
+    if config is None or recorded is None:
+        return None
+    run = conf.Run(asked.folder / "parents" / conf.run_id(recorded))
+    record = {
+        "config": {"name": asked.config["name"], **recorded},
+        "choices": {},
+        "overrides": [],
+        "command": asked.command,
+    }
+    grandparent = parent_arguments(asked, config.get("parent"), recorded.get("parent"))
+    return stage_arguments(config) | {"run": run, "record": record, "parent": grandparent}
+
+
+def stage_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what a run and its parents have in common."""
+    return conf.parts(config) | {
+        "sparsity": config.get("sparsity"),
+        "seed": config["seed"],
+        "trainer": {
+            **config["trainer"],
+            "logger": [conf.instantiate(node) for node in (config.get("logger") or {}).values()],
+        },
+        "callbacks": [conf.instantiate(node) for node in (config.get("callbacks") or {}).values()],
+    }
+
+
+def main() -> None:
+    """Run the app."""
+    conf.start("train", job)

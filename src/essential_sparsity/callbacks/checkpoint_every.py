@@ -1,0 +1,33 @@
+"""Save what an unfinished run needs to go on, every so many minutes or steps, in one file that is replaced whole."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class CheckpointEvery(Callback):
+    """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps where that is given."""
+
+    def __init__(self, folder: Path, *, minutes: float | None = 10.0, steps: int | None = None) -> None:
+        self.folder, self.minutes, self.steps = folder, minutes, steps
+        self.saved_at, self.saved_step = time.monotonic(), 0
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file."""
+        return self.folder / "last.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time, only between optimizer steps (never within an accumulation)."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._due(trainer.global_step):
+            trainer.save_checkpoint(self.path)
+            self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+
+    def _due(self, step: int) -> bool:
+        if self.steps is not None:
+            return step >= self.saved_step + self.steps
+        return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes

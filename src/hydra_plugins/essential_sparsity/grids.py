@@ -1,0 +1,69 @@
+"""A sweep as a union of products: twice the dense seeds, or a control at three levels, is no single product."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+
+class Grids(BasicSweeper):
+    """Expand each of `grids` as Hydra's basic sweeper does, drop duplicates, launch what composes.
+
+    Axes and values on the command line replace those of the same name in each grid. `params` is one more grid.
+    """
+
+    def __init__(
+        self,
+        grids: Sequence[Mapping[str, Any]] | None = None,
+        params: Mapping[str, Any] | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=None)
+        chosen = [dict(grid) for grid in grids or ()] + ([dict(params)] if params else [])
+        self.grids = chosen or [{}]
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Launch every point of every grid; a point whose overrides do not compose is recorded, the others run."""
+        from essential_sparsity.apps import sweeps
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        points = self.points(arguments)
+        composed, broken = [], []
+        for point in points:
+            try:
+                self.hydra_context.config_loader.load_sweep_config(self.config, list(point))
+                composed.append(point)
+            except Exception as error:
+                broken.append((point, error))
+        sweeps.begin(self.config, num_points=len(composed), broken=broken)
+        returns = []
+        size = self.max_batch_size or max(1, len(composed))
+        for start in range(0, len(composed), size):
+            returns += self.launcher.launch(composed[start : start + size], initial_job_idx=start)
+        sweeps.conclude(self.config, [job.return_value for job in returns])
+        return returns
+
+    def points(self, arguments: Sequence[str]) -> list[list[str]]:
+        """List the overrides of every point, in order, each once."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        seen: dict[tuple[str, ...], list[str]] = {}
+        for grid in self.grids:
+            written = [f"{key}={_written(value)}" for key, value in grid.items()]
+            overrides = parser.parse_overrides([*written, *arguments])
+            for point in self.split_arguments(overrides, None)[0]:
+                seen.setdefault(tuple(sorted(point)), list(point))
+        return list(seen.values())
+
+
+def _written(value: Any) -> str:
+    """Write a grid's value as an override: a list sweeps, a string is taken as it stands ("0.1,0.2" sweeps)."""
+    if OmegaConf.is_list(value) or isinstance(value, (list, tuple)):
+        return ",".join(_written(item) for item in value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
