@@ -27,8 +27,19 @@ def start(config_name: str, job: Callable[[DictConfig], Any]) -> None:
     """Run a Hydra app on `conf/<config_name>.yaml`, from any working directory."""
     import hydra
 
+    raised: list[Exception] = []
+
+    @functools.wraps(job)
+    def quiet(composed: DictConfig) -> Any:
+        try:
+            return job(composed)
+        except Exception as error:  # raised again below: Hydra would write lines of its own first
+            raised.append(error)
+
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach main.py, which makes one line of them
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+    if raised:
+        raise raised[0]
 
 
 @dataclass(frozen=True)

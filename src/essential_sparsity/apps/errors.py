@@ -44,6 +44,10 @@ def _unknown_key(key: str, error: BaseException) -> str:
     node = getattr(cause, "parent_node", None)
     parent = key.rpartition(".")[0]
     keys = [str(name) for name in node] if node is not None and hasattr(node, "keys") else []
+    if not parent:
+        from essential_sparsity.apps.conf import CONF
+
+        keys += [path.name for path in CONF.iterdir() if path.is_dir() and path.name not in keys]
     hint = nearest(key.rpartition(".")[2], keys)
     where = f" under {parent}" if parent else ""
     return f"{key} is no key{where}{hint} (a new one is written +{key}=…)"
