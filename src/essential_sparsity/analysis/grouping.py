@@ -1,0 +1,111 @@
+"""Which runs make one curve: the identity keys that vary in a sweep, named as briefly as they can be."""
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from essential_sparsity.runs import RunRecord, flatten, identity
+
+AXES = ("sparsity", "sparsities", "seed")  # a curve's own axes: never part of its name
+
+Keys = dict[str, Any]
+
+
+def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
+    """Identity keys of each run that vary among the runs, without sparsity and seed; `pruner` is always there.
+
+    A Hydra choice stands for its whole node (`backbone: bert_base`); beside it only those of its keys are kept that
+    vary under one choice. Seeds and sparsities that merely repeat the run's own (`parent.seed: ${seed}`) are dropped.
+    """
+    flat = [_without_echoes(flatten(identity(record.config)), record) for record in records]
+    choices = [_choices(record) for record in records]
+    nodes = sorted(set.intersection(*(set(choice) for choice in choices))) if choices else []
+    keys: list[Keys] = [{} for _ in records]
+    for node in nodes:
+        _add_node(keys, node, [choice[node] for choice in choices], flat)
+    for name in _varying(flat):
+        if name not in keys[0] and name.split(".")[0] not in nodes:
+            for target, source in zip(keys, flat):
+                target[name] = source.get(name)
+    return _without_seed_functions(keys, records)
+
+
+def short_label(group: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]) -> str:
+    """Fewest keys that tell this group from the others, as `pruner=omp, data.subset=sst2`."""
+    chosen: list[str] = ["pruner"] if "pruner" in group else []
+    rest = sorted((key for key in group if key not in chosen), key=lambda key: (key.count("."), key))
+    rivals = [other for other in groups if _frozen(other) != _frozen(group)]
+    for key in rest:
+        same = [other for other in rivals if all(other.get(k) == group[k] for k in chosen)]
+        if any(other.get(key) != group[key] for other in same):
+            chosen.append(key)
+    return ", ".join(f"{key}={_word(group[key])}" for key in chosen)
+
+
+def frozen(keys: Mapping[str, Any], *, without: str = "") -> Hashable:
+    """Hashable form of a group, leaving out a node and its keys (`without="pruner"`)."""
+    return _frozen({k: v for k, v in keys.items() if not without or k.split(".")[0] != without})
+
+
+def pruner_name(record: RunRecord) -> str:
+    """Choice of pruner that a run was made with, or its score's class where no choice is recorded."""
+    chosen = (record.info.get("choices") or {}).get("pruner")
+    if chosen:
+        return str(chosen)
+    node = record.config.get("pruner") or {}
+    target = flatten(node).get("score._target_", "omp") if isinstance(node, Mapping) else node
+    return str(target).rsplit(".", 1)[-1].lower()
+
+
+def _choices(record: RunRecord) -> dict[str, str]:
+    given = {str(k): str(v) for k, v in (record.info.get("choices") or {}).items() if str(k) in record.config}
+    return {**given, "pruner": pruner_name(record)}
+
+
+def _add_node(keys: list[Keys], node: str, names: Sequence[str], flat: Sequence[Keys]) -> None:
+    """Add a config node by its choice, and those of its keys that vary under one and the same choice."""
+    if len(set(names)) > 1 or node == "pruner":
+        for target, name in zip(keys, names):
+            target[node] = name
+    under: dict[str, list[Keys]] = defaultdict(list)
+    for name, source in zip(names, flat):
+        under[name].append({k: v for k, v in source.items() if k.startswith(f"{node}.")})
+    for key in sorted({key for group in under.values() for key in _varying(group)}):
+        for target, source in zip(keys, flat):
+            target[key] = source.get(key)
+
+
+def _without_echoes(flat: Keys, record: RunRecord) -> Keys:
+    """Drop the curve's own axes, whatever repeats the sparsity, and N of an N:M pattern (a curve fixes M)."""
+    of_m = "pruner.pattern.of" in flat
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in AXES and key.rsplit(".", 1)[-1] != "sparsity" and not (of_m and key == "pruner.pattern.keep")
+    }
+
+
+def _without_seed_functions(keys: list[Keys], records: Sequence[RunRecord]) -> list[Keys]:
+    """Drop keys that end in `seed` and are a function of the run's seed: they tell replicates, not curves, apart."""
+    dropped = set()
+    for name in {name for group in keys for name in group if name.endswith("seed")}:
+        seen: dict[str, set[str]] = defaultdict(set)
+        for group, record in zip(keys, records):
+            seen[str(record.config.get("seed"))].add(json.dumps(group.get(name)))
+        if len(seen) > 1 and all(len(values) == 1 for values in seen.values()):
+            dropped.add(name)
+    return [{k: v for k, v in group.items() if k not in dropped} for group in keys]
+
+
+def _varying(flat: Sequence[Keys]) -> list[str]:
+    names = sorted({name for source in flat for name in source})
+    return [name for name in names if len({json.dumps(s.get(name), sort_keys=True) for s in flat}) > 1]
+
+
+def _frozen(keys: Mapping[str, Any]) -> Hashable:
+    return json.dumps(dict(keys), sort_keys=True, default=str)
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value).rsplit("/", 1)[-1]
