@@ -1,0 +1,41 @@
+"""Which weights go, and how many: score × allocation × pattern, exact to the weight: the paper's method section."""
+
+from essential_sparsity.pruning.allocations import Global, Uniform, exact_sparsity
+from essential_sparsity.pruning.architecture import (
+    Architecture,
+    architecture_of,
+    canonical_name,
+    excluded_weights,
+    fused_parts,
+    kind_of,
+    layer_of,
+    prunable_names,
+    prunable_weights,
+)
+from essential_sparsity.pruning.histogram import MagnitudeHistogram
+from essential_sparsity.pruning.masks import Masks
+from essential_sparsity.pruning.patterns import Unstructured
+from essential_sparsity.pruning.pruner import Pruner, Ranking
+from essential_sparsity.pruning.scores import Magnitude, Random
+
+__all__ = [
+    "Architecture",
+    "Global",
+    "Magnitude",
+    "MagnitudeHistogram",
+    "Masks",
+    "Pruner",
+    "Random",
+    "Ranking",
+    "Uniform",
+    "Unstructured",
+    "architecture_of",
+    "canonical_name",
+    "exact_sparsity",
+    "excluded_weights",
+    "fused_parts",
+    "kind_of",
+    "layer_of",
+    "prunable_names",
+    "prunable_weights",
+]

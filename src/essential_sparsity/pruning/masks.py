@@ -1,0 +1,234 @@
+"""Masks: which weights are kept, one bit each, in memory and on disk. True keeps."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from essential_sparsity.checkpoints import Checkpoint
+from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
+from essential_sparsity.runs import atomic_path
+
+_FORMAT = "essential_sparsity masks 1"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Masks(Mapping[str, Tensor]):
+    """A mapping from canonical names to bool tensors of the weights' shapes, held as bits.
+
+    `bits` are uint8 [ceil(n / 8)] per weight: row-major, little bit order, zero-padded. `requested` is the sparsity
+    asked for, `num_ties` how many weights share the score of a cut that keeps only some of them, `parent` the hash
+    of the checkpoint or masks that they come from.
+    """
+
+    bits: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    score: str = "unknown"
+    allocation: str = "unknown"
+    pattern: str = "unstructured"
+    requested: Fraction | None = None
+    num_ties: int = 0
+    parent: str | None = None
+    _num_kept: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Check that names and lengths agree; raises ValueError."""
+        if list(self.bits) != list(self.shapes):
+            raise ValueError("bits and shapes of masks name different weights")
+        for name, bits in self.bits.items():
+            expected = -(-self.num(name) // 8)
+            if bits.dtype != np.uint8 or bits.shape != (expected,):
+                raise ValueError(f"mask {name!r} holds {bits.dtype} {bits.shape}, expected uint8 ({expected},)")
+
+    @classmethod
+    def from_tensors(cls, masks: Mapping[str, Tensor], **origin: Any) -> "Masks":
+        """Pack bool tensors (True keeps) by canonical name, in the fixed order; `origin` are the further fields."""
+        names = sorted(masks, key=natural_order)
+        flat = {name: masks[name].detach().cpu().bool().reshape(-1).numpy() for name in names}
+        bits = {name: np.packbits(keep, bitorder="little") for name, keep in flat.items()}
+        return cls(bits, {name: tuple(masks[name].shape) for name in names}, **origin)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Unpack one mask: bool, of its weight's shape."""
+        keep = np.unpackbits(self.bits[name], count=self.num(name), bitorder="little").view(bool)
+        return torch.from_numpy(keep).view(self.shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names in the fixed order."""
+        return iter(self.bits)
+
+    def __len__(self) -> int:
+        """Number of prunable tensors."""
+        return len(self.bits)
+
+    def __repr__(self) -> str:
+        """Show counts, not bits."""
+        pruner = f"{self.score} × {self.allocation} × {self.pattern}"
+        counts = f"{self.num_pruned:,} of {self.num_prunable:,} in {len(self)} tensors"
+        return f"Masks({pruner}, sparsity={self.sparsity:.6g}, {counts})"
+
+    def num(self, name: str) -> int:
+        """Number of weights in one tensor."""
+        return math.prod(self.shapes[name])
+
+    def num_kept(self, name: str) -> int:
+        """Number of weights that one tensor keeps."""
+        if name not in self._num_kept:
+            self._num_kept[name] = _count_ones(self.bits[name])
+        return self._num_kept[name]
+
+    @property
+    def num_prunable(self) -> int:
+        """Number of weights under the masks."""
+        return sum(self.num(name) for name in self)
+
+    @property
+    def num_pruned(self) -> int:
+        """Number of weights that the masks remove."""
+        return self.num_prunable - sum(self.num_kept(name) for name in self)
+
+    @property
+    def sparsity(self) -> float:
+        """Measured share of zeros among prunable weights, in [0, 1]."""
+        return self.num_pruned / self.num_prunable
+
+    @torch.no_grad()
+    def apply_(self, weights: nn.Module | Mapping[str, Tensor], *, architecture: Architecture | None = None) -> None:
+        """Set the pruned weights of a model, or of tensors by canonical name, to +0.0 in place.
+
+        Raises ValueError where names or shapes differ, before anything is changed.
+        """
+        named = prunable_weights(weights, architecture) if isinstance(weights, nn.Module) else weights
+        self.check(named)
+        for name, weight in named.items():
+            if self.num_kept(name) < self.num(name):
+                weight.masked_fill_(~self[name].to(weight.device), 0)
+
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise ValueError, naming weights, where the masks do not fit these weights."""
+        self._check_names(weights, "the weights")
+        for name, weight in weights.items():
+            if tuple(weight.shape) != tuple(self.shapes[name]):
+                raise ValueError(
+                    f"mask {name!r} has shape {tuple(self.shapes[name])}, the weight {tuple(weight.shape)}: "
+                    "these masks belong to another model"
+                )
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, whole or not at all."""
+        metadata = {
+            "format": _FORMAT,
+            "shapes": json.dumps({name: list(shape) for name, shape in self.shapes.items()}),
+            "score": self.score,
+            "allocation": self.allocation,
+            "pattern": self.pattern,
+            "num_ties": str(self.num_ties),
+            "sparsity": repr(self.sparsity),
+        }
+        optional = {"requested": self.requested, "parent": self.parent}
+        metadata |= {key: str(value) for key, value in optional.items() if value is not None}
+        with atomic_path(path) as temporary:
+            save_file({name: np.ascontiguousarray(bits) for name, bits in self.bits.items()}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Masks":
+        """Read a file that `save` wrote; raises ValueError naming a file that is cut short or holds no masks."""
+        stored = Checkpoint.open(path)
+        metadata = stored.metadata
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{path} holds no masks (format {metadata.get('format')!r}, expected {_FORMAT!r})")
+        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        requested = metadata.get("requested")
+        return cls(
+            {name: stored[name].numpy().copy() for name in shapes},
+            shapes,
+            metadata["score"],
+            metadata["allocation"],
+            metadata["pattern"],
+            None if requested is None else Fraction(requested),
+            int(metadata["num_ties"]),
+            metadata.get("parent"),
+        )
+
+    def digest(self) -> str:
+        """Give the sha256 of names, shapes and bits: equal for equal masks, whatever chose them."""
+        sha = hashlib.sha256()
+        for name, bits in self.bits.items():
+            sha.update(f"{name}:{list(self.shapes[name])}:".encode())
+            sha.update(np.ascontiguousarray(bits).data)
+        return sha.hexdigest()
+
+    def is_nested_in(self, other: "Masks") -> bool:
+        """Say whether the other masks keep all that these keep."""
+        other._check_names(self, "the other masks")
+        return not any((bits & ~other.bits[name]).any() for name, bits in self.bits.items())
+
+    def cosine(self, other: "Masks") -> float:
+        """Cosine similarity of the two masks as 0-1 vectors; NaN where one keeps nothing."""
+        return _similarity(self._overlap(other, list(self)))["cosine"]
+
+    def similarity(self, other: "Masks") -> list[dict[str, str | int | float]]:
+        """Compare with other masks, per weight and in total (the last row), against chance (METHODS, section 5).
+
+        Columns: weight, num, density, other_density, cosine, chance = √(d₁d₂),
+        layer_matched_chance = Σ n d₁ d₂ / √(K₁K₂),
+        kappa = (cosine − chance) / (1 − chance), jaccard_removed of the removed sets. NaN where one is undefined.
+        """
+        other._check_names(self, "the other masks")
+        rows: list[dict[str, str | int | float]] = []
+        for label, names in [*((name, [name]) for name in self), ("total", list(self))]:
+            rows.append({"weight": label, **_similarity(self._overlap(other, names))})
+        return rows
+
+    def _overlap(self, other: "Masks", names: Iterable[str]) -> list[tuple[int, int, int, int]]:
+        """Count per weight: (n, kept here, kept there, kept in both)."""
+        other._check_names(self, "the other masks")
+        return [
+            (self.num(n), self.num_kept(n), other.num_kept(n), _count_ones(self.bits[n] & other.bits[n])) for n in names
+        ]
+
+    def _check_names(self, weights: Mapping[str, Tensor], what: str) -> None:
+        missing = [name for name in weights if name not in self.bits]
+        surplus = [name for name in self.bits if name not in weights]
+        if missing or surplus:
+            named = ", ".join(repr(name) for name in (missing or surplus)[:3])
+            problem = (
+                f"{len(missing)} of {what} have no mask"
+                if missing
+                else f"{len(surplus)} masks have no weight in {what}"
+            )
+            raise ValueError(f"{problem} ({named}): these masks belong to another model")
+
+
+def _count_ones(bits: np.ndarray) -> int:
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def _similarity(counts: list[tuple[int, int, int, int]]) -> dict[str, int | float]:
+    """Similarity of two sets of kept weights from counts per tensor: (n, K₁, K₂, K₁∩K₂)."""
+    n, kept, other, both = (sum(column) for column in zip(*counts))
+    scale = math.sqrt(kept * other)
+    removed = n - (kept + other - both)
+    union_removed = n - both
+    cosine = both / scale if scale else math.nan
+    chance = scale / n
+    matched = sum(k * o / m for m, k, o, _ in counts) / scale if scale else math.nan
+    return {
+        "num": n,
+        "density": kept / n,
+        "other_density": other / n,
+        "cosine": cosine,
+        "chance": chance,
+        "layer_matched_chance": matched,
+        "kappa": (cosine - chance) / (1 - chance) if chance < 1 else math.nan,
+        "jaccard_removed": removed / union_removed if union_removed else math.nan,
+    }

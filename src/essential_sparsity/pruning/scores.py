@@ -1,0 +1,122 @@
+"""Scores: one number per weight, larger is kept. A score gives unsigned integers that sort like it, piece by piece."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from essential_sparsity.pruning.histogram import MagnitudeHistogram, common_form, magnitude_bits
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+class Score(Protocol):
+    """What a ranking asks of a score."""
+
+    reads_weights: ClassVar[bool]
+    """False where the score depends on names and places alone."""
+
+    def form(self, weights: Mapping[str, Tensor]) -> str:
+        """Check the weights and give the number format in which all of them are scored."""
+        ...
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Score flat[start:stop]: uint32 or uint16, whose codes (without the top bit) sort like the scores."""
+        ...
+
+    def histogram(self, weights: Mapping[str, Tensor], form: str) -> np.ndarray | None:
+        """Count the codes' bins in a faster way than by `bits`, or give None: int64 [2^15]."""
+        ...
+
+    def value(self, code: int, form: str) -> float:
+        """Give the score that a code stands for."""
+        ...
+
+    def describe(self) -> str:
+        """Name the score and its settings in one line."""
+        ...
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Score |w|: the smallest weights go first (the paper's one-shot magnitude pruning)."""
+
+    reads_weights: ClassVar[bool] = True
+
+    def form(self, weights: Mapping[str, Tensor]) -> str:
+        """Give the weights' dtype, or fp32 for a mixed model; other dtypes raise ValueError."""
+        return common_form(weights)
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Read the weights' own bits."""
+        return magnitude_bits(flat, start, stop, form)
+
+    def histogram(self, weights: Mapping[str, Tensor], form: str) -> np.ndarray | None:
+        """Count magnitudes; raises ValueError naming a weight with NaN or infinite entries."""
+        return MagnitudeHistogram.count(weights, form=form).counts
+
+    def value(self, code: int, form: str) -> float:
+        """Give the magnitude with these bits."""
+        if form == "float32":
+            return float(np.array(code, dtype=np.uint32).view(np.float32))
+        dtype = torch.float16 if form == "float16" else torch.bfloat16
+        return float(torch.tensor(code, dtype=torch.int16).view(dtype))
+
+    def describe(self) -> str:
+        """Name the score."""
+        return "magnitude"
+
+
+@dataclass(frozen=True)
+class Random:
+    """Score by chance: a function of (seed, canonical name, flat index) alone, on every device and rank the same.
+
+    splitmix64 (Steele, Lea and Flood 2014) of the index, keyed by a hash of seed and name; 31 bits per weight, so ties
+    are possible and handled like any others.
+    """
+
+    seed: int = 0
+    reads_weights: ClassVar[bool] = False
+
+    def form(self, weights: Mapping[str, Tensor]) -> str:
+        """Random scores have 31 bits, whatever the weights' dtype."""
+        return "uint31"
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Draw the scores of places start … stop; two places share one 64-bit draw."""
+        counters = np.arange(start // 2, (stop + 1) // 2, dtype=np.uint64)
+        draws = _splitmix64(counters, self._key(name))
+        return (draws.astype("<u8", copy=False).view("<u4")[start % 2 :][: stop - start] >> 1).astype(
+            np.uint32, copy=False
+        )
+
+    def histogram(self, weights: Mapping[str, Tensor], form: str) -> np.ndarray | None:
+        """Count by `bits`."""
+        return None
+
+    def value(self, code: int, form: str) -> float:
+        """Give the score in [0, 1)."""
+        return code / 2**31
+
+    def describe(self) -> str:
+        """Name the score and its seed."""
+        return f"random(seed={self.seed})"
+
+    def _key(self, name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:8], "little")
+
+
+def _splitmix64(counters: np.ndarray, key: int) -> np.ndarray:
+    """Mix counters (uint64, overwritten) into independent 64-bit draws; all arithmetic is modulo 2^64."""
+    counters *= np.uint64(_GAMMA)
+    counters += np.uint64(key)
+    for shift, factor in _MIX:
+        counters ^= counters >> np.uint64(shift)
+        counters *= np.uint64(factor)
+    counters ^= counters >> np.uint64(31)
+    return counters
