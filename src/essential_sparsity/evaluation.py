@@ -16,7 +16,7 @@ from torch import Tensor
 from essential_sparsity import provenance
 from essential_sparsity.analysis.metrics import METRICS
 from essential_sparsity.pruning import Masks, Pruner, exact_sparsity, prunable_weights
-from essential_sparsity.pruning.architecture import Architecture, kind_of, layer_of
+from essential_sparsity.pruning.architecture import Architecture, layer_of
 from essential_sparsity.runs import Run, folder_name, run_id
 from essential_sparsity.seeds import derive
 
@@ -103,8 +103,8 @@ def layer_rows(weights: Mapping[str, Tensor], masks: Masks, architecture: Archit
         rows.append(
             {
                 "name": name,
-                "layer": layer_of(name, architecture),
-                "kind": kind_of(name, architecture),
+                "layer": layer_of(name),
+                "kind": architecture.kind(name),
                 "num": weight.numel(),
                 "num_pruned": weight.numel() - int(masks[name].sum()),
                 "mean_magnitude": float(magnitudes.mean()),

@@ -1,0 +1,127 @@
+"""What a model is made of: prunable and excluded tensors, how small the weights are, sparsity per layer, what to run."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from essential_sparsity.apps import conf
+
+LEVELS = (0.3, 0.5, 0.7, 0.9)
+BAR = 40
+
+
+def describe(asked: conf.Asked) -> None:
+    """Print the description of one backbone; nothing is written."""
+    from essential_sparsity.pruning import Global, Magnitude, Pruner, Unstructured
+    from essential_sparsity.pruning.architecture import architecture_of, prunable_names
+
+    backbone = conf.instantiate(asked.config["backbone"])
+    weights = _weights(backbone)
+    names = prunable_names(weights, architecture_of(weights))
+    prunable = {canonical: weights[name] for canonical, name in names.items()}
+    console = Console(width=None if Console().is_terminal else 110)
+    _print_tensors(console, weights, set(names.values()), prunable)
+    _print_histogram(console, prunable)
+    ranking = Pruner(Magnitude(), Global(), Unstructured()).rank(prunable)
+    _print_layers(console, prunable, ranking)
+    _print_next(console, asked)
+
+
+def _weights(backbone: Any) -> Mapping[str, Any]:
+    """Give a backbone's weights by name: lazily from its local file, else from the model."""
+    from essential_sparsity.checkpoints import Checkpoint
+
+    backbone.check()
+    local = getattr(backbone, "folder", None) or getattr(backbone, "path", None)
+    if backbone.pretrained and local is not None:
+        return Checkpoint.open(Path(local))
+    return dict(backbone.build(num_labels=2, seed=0).named_parameters())
+
+
+def _print_tensors(console: Console, weights: Mapping[str, Any], chosen: set[str], prunable: Mapping[str, Any]) -> None:
+    from essential_sparsity.pruning.architecture import kind_of
+
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for canonical, weight in prunable.items():
+        kinds[kind_of(canonical)].append(math.prod(weight.shape))
+    excluded: dict[str, list[int]] = defaultdict(list)
+    for name in weights:
+        if name not in chosen:
+            excluded[_group(name)].append(math.prod(weights[name].shape))
+    total = sum(map(sum, [*kinds.values(), *excluded.values()]))
+    table = Table("", "tensors", "weights", "share", title="prunable and excluded tensors", title_justify="left")
+    for label, groups in (("prunable", kinds), ("excluded", excluded)):
+        for group, sizes in sorted(groups.items(), key=lambda item: -sum(item[1])):
+            table.add_row(f"{label}: {group}", str(len(sizes)), f"{sum(sizes):,}", f"{sum(sizes) / total:.1%}")
+    num = sum(map(sum, kinds.values()))
+    table.add_row("prunable in all", str(len(prunable)), f"{num:,}", f"{num / total:.1%}")
+    console.print(table)
+
+
+def _group(name: str) -> str:
+    """Name the group that an excluded tensor is told under."""
+    if name.endswith(".bias"):
+        return "biases"
+    lowered = name.lower()
+    for part, group in (("norm", "norms"), ("embed", "embeddings"), ("pooler", "pooler"), ("patch", "embeddings")):
+        if part in lowered:
+            return group
+    return "heads and others"
+
+
+def _print_histogram(console: Console, prunable: Mapping[str, Any]) -> None:
+    """Print how many weights have which magnitude, in factors of two, relative to the RMS of all."""
+    from essential_sparsity.pruning import MagnitudeHistogram
+
+    histogram = MagnitudeHistogram.count(prunable)
+    square = sum(float(weight.detach().double().square().sum()) for weight in (prunable[name] for name in prunable))
+    num = int(histogram.counts.sum())
+    rms = math.sqrt(square / num)
+    edges = rms * 2.0 ** np.arange(-8, 4)
+    below = [0, *(int(histogram.count_below(float(edge))) for edge in edges), num]
+    shares = np.diff(below) / num
+    table = Table("|w|", "share", "", title=f"magnitudes (RMS {rms:.4g})", title_justify="left", show_lines=False)
+    labels = [f"under {edges[0] / rms:.4f} RMS", *(f"{edge / rms:.4g} RMS and more" for edge in edges)]
+    for label, share in zip(labels, shares, strict=True):
+        table.add_row(label, f"{share:.2%}", "█" * round(BAR * share / max(shares)))
+    console.print(table)
+
+
+def _print_layers(console: Console, prunable: Mapping[str, Any], ranking: Any) -> None:
+    from essential_sparsity.pruning.architecture import layer_of
+
+    layers = sorted({layer_of(name) for name in prunable})
+    table = Table("layer", title="sparsity per layer under one global threshold (OMP)", title_justify="left")
+    columns = []
+    for level in LEVELS:
+        masks = ranking.masks(level)
+        table.add_column(f"at {level}")
+        kept: dict[int, int] = defaultdict(int)
+        size: dict[int, int] = defaultdict(int)
+        for name in prunable:
+            kept[layer_of(name)] += int(masks[name].sum())
+            size[layer_of(name)] += masks[name].numel()
+        columns.append({layer: 1 - kept[layer] / size[layer] for layer in layers})
+    for layer in layers:
+        table.add_row(str(layer), *(f"{column[layer]:.3f}" for column in columns))
+    console.print(table)
+
+
+def _print_next(console: Console, asked: conf.Asked) -> None:
+    """Print the command that measures what this page only shows, and how to learn its cost."""
+    node = asked.config["backbone"]
+    vision = "vision" in node["_target_"]
+    experiment = "essential_sparsity_vit" if vision else "essential_sparsity_bert_glue data.subset=sst2"
+    choice = f"backbone={asked.choices['backbone']}" if "backbone" in asked.choices else ""
+    path = f" backbone.path={node['path']}" if node.get("path") else ""
+    paths = "".join(f" paths.{key}={value}" for key in ("data", "models") if (value := asked.config["paths"].get(key)))
+    command = f"essential-sparsity train experiment={experiment} {choice}{path}{paths}"
+    console.print("next, its cost, then the experiment itself:", highlight=False)
+    for line in (f"  {command} plan=true", f"  {command}"):
+        console.print(line, highlight=False, soft_wrap=True)

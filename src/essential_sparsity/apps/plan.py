@@ -1,0 +1,165 @@
+"""The dry run: which points, what is there already, hours and disk, and the ε that the evaluation rows can resolve."""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.apps import conf
+from essential_sparsity.apps.guard import Outcome
+from essential_sparsity.apps.sweeps import duration
+
+SHARE_OF_PEAK = 0.4
+"""What a training step reaches of the machine's matrix-multiply rate: a cautious first guess, until a run was measured."""
+
+
+def plan_point(asked: conf.Asked) -> Outcome:
+    """Say what one point would cost; nothing is trained, data are prepared (and cached) to count their tokens."""
+    run, parent = asked.run, asked.parent_run
+    there = run.finished
+    cost = {} if there else _stage_cost(json.dumps(asked.config, sort_keys=True, default=str))
+    measured = _measured_seconds(asked)
+    facts: dict[str, Any] = {
+        "there": there,
+        "seconds": 0.0 if there else (measured if measured is not None else cost.get("seconds")),
+        "measured": measured is not None,
+        "seed": asked.config.get("seed"),
+        "sparsity": asked.config.get("sparsity"),
+        "bytes": 0 if there else cost.get("bytes"),
+        "num_rows": cost.get("num_rows"),
+        "metric": cost.get("metric"),
+        "parent": None,
+    }
+    if parent is not None and not parent.finished:
+        own = _stage_cost(json.dumps(asked.config["parent"], sort_keys=True, default=str))
+        facts["parent"] = {"path": str(parent.path), "seconds": own["seconds"], "bytes": own["model_bytes"]}
+    return Outcome("planned", asked.overrides, str(run.path), metrics=facts)
+
+
+@functools.cache
+def _stage_cost(config_text: str) -> dict[str, Any]:
+    """Estimate one stage from its operations: 6 × prunable weights × tokens for training, 2 × for evaluation."""
+    return _estimate(json.loads(config_text))
+
+
+def _estimate(config: Mapping[str, Any]) -> dict[str, Any]:
+    key = {name: config.get(name) for name in ("backbone", "data", "trainer")}
+    return dict(_estimate_parts(json.dumps(key, sort_keys=True, default=str)))
+
+
+@functools.cache
+def _estimate_parts(text: str) -> tuple[tuple[str, Any], ...]:
+    config = json.loads(text)
+    built = {name: conf.instantiate(config[name]) for name in ("backbone", "data")}
+    backbone, data = built["backbone"], built["data"]
+    data.check()
+    backbone.check()
+    data.prepare(backbone.preprocessing())
+    total, prunable = _sizes(text_of(config["backbone"]))
+    steps_per_epoch = len(data.train_dataloader())
+    trainer = config["trainer"]
+    steps = trainer.get("max_steps") or -1
+    steps = steps if steps > 0 else steps_per_epoch * trainer["max_epochs"]
+    train_tokens = data.num_train_tokens * steps / max(1, steps_per_epoch)
+    operations = 6 * prunable * train_tokens + 2 * prunable * data.num_evaluation_tokens
+    return (
+        ("seconds", operations / (matrix_rate() * SHARE_OF_PEAK)),
+        ("bytes", prunable // 8 + 24 * sum(data.evaluation_rows.values()) + 50_000),
+        ("model_bytes", 4 * total),
+        ("num_rows", data.num_evaluation_rows),
+        ("metric", data.metric),
+    )
+
+
+def text_of(node: Mapping[str, Any]) -> str:
+    """Give a node as text, to remember results by."""
+    return json.dumps(node, sort_keys=True, default=str)
+
+
+@functools.cache
+def _sizes(node_text: str) -> tuple[int, int]:
+    """Give a backbone's number of parameters and of prunable weights: from its file's header, else from its shape."""
+    import dataclasses
+
+    from essential_sparsity.checkpoints import Checkpoint
+    from essential_sparsity.pruning.architecture import prunable_names, prunable_weights
+
+    backbone = conf.instantiate(json.loads(node_text))
+    local = getattr(backbone, "folder", None) or getattr(backbone, "path", None)
+    if backbone.pretrained and local is not None:
+        checkpoint = Checkpoint.open(Path(local))
+        sizes = {name: math.prod(checkpoint.shape(name)) for name in checkpoint.names()}
+        return sum(sizes.values()), sum(sizes[name] for name in prunable_names(sizes).values())
+    model = dataclasses.replace(backbone, pretrained=False).build(num_labels=2, seed=0)
+    prunable = prunable_weights(model, backbone.architecture(model))
+    return sum(p.numel() for p in model.parameters()), sum(w.numel() for w in prunable.values())
+
+
+@functools.cache
+def matrix_rate() -> float:
+    """Measure this machine's fp32 matrix multiplication for a moment: operations per second."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1024
+    a = torch.randn(size, size, device=device)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _measured_seconds(asked: conf.Asked) -> float | None:
+    """Give the median seconds of finished runs of this name that differ in sparsity, seed or pruner alone."""
+    from essential_sparsity.runs import identity, read_runs
+
+    def alike(config: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in identity(config).items() if k not in ("sparsity", "seed", "pruner")}
+
+    if not asked.folder.is_dir():
+        return None
+    wanted = alike(asked.recorded)
+    seconds = sorted(
+        float(record.metrics["seconds"])
+        for record in read_runs(asked.folder)
+        if record.metrics and not record.metrics.get("resumed") and alike(record.config) == wanted
+    )
+    return seconds[len(seconds) // 2] if seconds else None
+
+
+def print_plan(outcomes: Sequence[Outcome]) -> None:
+    """Print the plan as a table: one line per point, then the sum and what the evaluation rows can resolve."""
+    planned = [item for item in outcomes if item.status == "planned"]
+    for item in outcomes:
+        if item.status == "failed":
+            print(f"would fail  {' '.join(item.overrides)}: {item.message}")
+        elif item.status == "planned":
+            seconds = item.metrics["seconds"]
+            print(f"{'there' if item.metrics['there'] else f'{duration(seconds):>9}'}  {' '.join(item.overrides)}")
+    parents = {item.metrics["parent"]["path"]: item.metrics["parent"] for item in planned if item.metrics["parent"]}
+    todo = [item for item in planned if not item.metrics["there"]]
+    seconds = sum(item.metrics["seconds"] for item in todo) + sum(p["seconds"] for p in parents.values())
+    disk = sum(item.metrics["bytes"] for item in todo) + sum(p["bytes"] for p in parents.values())
+    how = "measured here" if any(item.metrics["measured"] for item in planned) else "estimated from operations"
+    print(f"{len(todo)} of {len(planned)} points to compute, {len(parents)} parents to train first")
+    print(f"about {seconds / 3600:.2f} hours one after another ({how}), {disk / 1e6:.0f} MB of disk")
+    _print_resolvable(planned)
+
+
+def _print_resolvable(planned: Sequence[Outcome]) -> None:
+    from essential_sparsity.analysis import resolvable_epsilon
+
+    num_rows = next((item.metrics["num_rows"] for item in planned if item.metrics["num_rows"]), None)
+    if num_rows is None:
+        return
+    num_seeds = len({item.metrics["seed"] for item in planned})
+    epsilon = resolvable_epsilon(num_rows, num_seeds)
+    print(
+        f"{num_rows} evaluation rows and {num_seeds} seeds can prove a sparsity free within ε = {epsilon:.4f} "
+        "(10 % of rows disagreeing); a smaller ε needs more rows or seeds"
+    )

@@ -1,0 +1,67 @@
+"""Every experiment runs from its one command at scale=tiny, ends in a report, and computes nothing twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from essential_sparsity.runs import read_runs
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def test_every_yaml_opens_with_a_sentence():
+    for path in CONF.rglob("*.yaml"):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+        assert lines[0].startswith("# ") and lines[0].rstrip().endswith((".", ")", "?")), f"{path}: {lines[0]}"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_at_scale_tiny(name, command, tmp_path):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"# essential-sparsity train experiment={name}" in text
+    assert f"\nname: {name}\n" in text
+
+    code, out, err = command(f"train experiment={name} scale=tiny")
+    assert code == 0, out + err
+    folder = tmp_path / "outputs" / f"{name}-tiny"
+    records = read_runs(folder)
+    assert all(record.finished for record in records)
+    assert {record.metrics["seed"] for record in records} == {0, 1}
+    assert any(record.info["choices"]["pruner"] == "random" for record in records)
+    results = json.loads((folder / "report" / "essential_sparsity.json").read_text())
+    assert results and all("status" in row for row in results)
+    page = (folder / "report" / "index.html").read_text()
+    assert "<html" in page and 'src="http' not in page
+
+    before = {record.path: (record.path / "metrics.json").stat().st_mtime_ns for record in records}
+    code, out, err = command(f"train experiment={name} scale=tiny")
+    assert code == 0 and f"0 computed, {len(records)} there already, 0 failed" in out
+    assert before == {path: (path / "metrics.json").stat().st_mtime_ns for path in before}
+
+
+def test_points_of_a_sweep_share_one_parent(command, tmp_path):
+    code, out, err = command("train experiment=demo scale=tiny seed=0,1 sparsity=0.5")
+    assert code == 0, out + err
+    parents = list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))
+    assert len(parents) == 1 and (parents[0] / "model").is_dir()
+    records = read_runs(tmp_path / "outputs/demo-tiny")
+    assert {record.info["parent"] for record in records} == {parents[0].name}
+
+
+def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
+    for steps in (2, 3):
+        code, out, err = command(
+            f"train experiment=demo scale=tiny scale.trainer.max_steps={steps} seed=0 sparsity=0.5 pruner=omp"
+        )
+        assert code == 0, out + err
+    assert len(list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))) == 2
+
+
+def test_plan_computes_nothing_and_says_what_it_would_cost(command, tmp_path):
+    code, out, err = command("train experiment=demo scale=tiny plan=true")
+    assert code == 0, out + err
+    assert "8 of 8 points to compute, 1 parents to train first" in out
+    assert "evaluation rows and 2 seeds can prove a sparsity free within" in out
+    assert not list((tmp_path / "outputs").glob("*/*/run.json"))
