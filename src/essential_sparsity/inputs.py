@@ -51,6 +51,13 @@ def _as_bytes(part: bytes | str | int) -> bytes:
     return part if isinstance(part, bytes) else str(part).encode()
 
 
+def row_hashes(rows: Iterable[bytes]) -> np.ndarray:
+    """Hash each row's bytes to uint64: equal rows have equal hashes (blake2b)."""
+    return np.fromiter(
+        (int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little") for row in rows), dtype=np.uint64
+    )
+
+
 def hub_revision(repository: str, *, kind: str = "model", revision: str | None = None) -> str:
     """Give the commit of a hub repository: from the local hub cache if it is there, else from the hub.
 
@@ -85,7 +92,7 @@ def cache_folder(folder: Path | str | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "essential_sparsity"
 
 
-def cached_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+def cached_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     """Give `folder`, filled once by `write(temporary folder)`; it appears whole or not at all, whoever else writes it.
 
     The folder's name must be a hash of everything that `write` depends on: what exists is never checked again.

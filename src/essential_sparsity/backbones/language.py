@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from essential_sparsity.backbones.weights import beside, draw_modules, inside, read_json, refuse_non_finite
 from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 
 log = logging.getLogger(__name__)
@@ -103,12 +104,12 @@ class LanguageBackbone:
             _ = self._source
             return
         if not folder.is_dir():
-            raise FileNotFoundError(f"backbone folder {str(folder)!r} does not exist{_beside(folder)}")
+            raise FileNotFoundError(f"backbone folder {str(folder)!r} does not exist{beside(folder)}")
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"backbone folder {str(folder)!r} has no config.json: give a save_pretrained folder"
             )
-        _read_json(folder / "config.json")
+        read_json(folder / "config.json")
         if self.pretrained:
             from essential_sparsity.checkpoints import Checkpoint
 
@@ -170,6 +171,9 @@ class LanguageBackbone:
 
     # --- the model ---
 
+    def _is_pretrained(self) -> bool:
+        return self.pretrained
+
     def build(self, *, num_labels: int, seed: int, require_head: bool = False) -> nn.Module:
         """Build the fp32 model in training mode with `num_labels` outputs (1: regression).
 
@@ -185,13 +189,13 @@ class LanguageBackbone:
             config.pad_token_id = self.tokenizer().pad_token_id
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.manual_seed(seed)
-            if self.pretrained:
+            if self._is_pretrained():
                 model = self._load(AutoModelForSequenceClassification, config, require_head=require_head, seed=seed)
             else:
                 model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
                 if require_head:
                     raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
-                _draw_modules(model, _head_names(model), seed)
+                draw_modules(model, _head_names(model), seed, deviation=_deviation(config))
         return model.float().train()
 
     def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int) -> nn.Module:
@@ -205,10 +209,10 @@ class LanguageBackbone:
         )
         head = _head_names(model)
         new = head | _missing_poolers(model, found["missing_keys"])
-        lacking = sorted(name for name in found["missing_keys"] if not _inside(name, new))
-        lacking += sorted(name for name, *_ in found["mismatched_keys"] if not _inside(name, new))
+        lacking = sorted(name for name in found["missing_keys"] if not inside(name, new))
+        lacking += sorted(name for name, *_ in found["mismatched_keys"] if not inside(name, new))
         if require_head:
-            lacking += sorted(name for name in found["missing_keys"] if _inside(name, head))
+            lacking += sorted(name for name in found["missing_keys"] if inside(name, head))
         if lacking:
             raise ValueError(
                 f"{self._source} lacks {len(lacking)} weights of {type(model).__name__}, first {lacking[0]!r}: "
@@ -216,7 +220,7 @@ class LanguageBackbone:
             )
         refuse_non_finite(model, self._source, skip=() if require_head else new)
         if not require_head:
-            _draw_modules(model, new, seed)
+            draw_modules(model, new, seed, deviation=_deviation(config))
         return model
 
     def architecture(self, model: nn.Module) -> Any:
@@ -250,48 +254,9 @@ def _missing_poolers(model: Any, missing: Any) -> set[str]:
     return set()
 
 
-def _inside(name: str, modules: Any) -> bool:
-    return any(name.startswith(f"{module}.") for module in modules)
-
-
-def _draw_modules(model: Any, modules: set[str], seed: int) -> None:
-    """Draw these modules' weights afresh: N(0, initializer_range) for matrices, 0 for biases; `seed` alone decides."""
-    deviation = getattr(model.config, "initializer_range", None) or getattr(model.config, "init_std", None) or 0.02
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if not _inside(name, modules):
-                continue
-            if weight.ndim > 1:
-                weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
-            else:
-                weight.fill_(1.0 if name.endswith("weight") else 0.0)
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def refuse_non_finite(model: nn.Module, source: str, *, skip: Any = ()) -> None:
-    """Raise ValueError naming the first weight that holds NaN or infinity."""
-    for name, weight in model.named_parameters():
-        if _inside(name, skip) or torch.isfinite(weight.detach().sum()):
-            continue
-        num = int((~torch.isfinite(weight.detach())).sum())
-        if num:
-            raise ValueError(f"weight {name!r} of {source} holds {num} NaN or infinite values: give a sound checkpoint")
-
-
-def _beside(folder: Path) -> str:
-    """Suggest a sibling of a missing folder."""
-    siblings = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
-    return suggest(folder.name, siblings) or ": give the folder of a saved model"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): give a whole save_pretrained folder") from error
+def _deviation(config: Any) -> float:
+    """Give the standard deviation that the model's family draws new matrices with."""
+    return getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02
 
 
 @contextlib.contextmanager

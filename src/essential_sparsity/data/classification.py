@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ class Examples(Protocol):
         """Length of each row, or None where all are alike."""
         ...
 
-    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """Make the batch of these rows in this epoch, `row` and `labels` among its tensors."""
+    def batch(self, rows: np.ndarray, *, epoch: int, seed: int | None) -> Batch:
+        """Make the batch of these rows, with `row` and `labels`; a seed augments by (seed, epoch, row)."""
         ...
 
 
@@ -42,6 +42,7 @@ class Selection:
 
     examples: Examples
     rows: np.ndarray
+    seed: int | None = None  # of augmentation; None: rows as they are
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,7 +54,7 @@ class Selection:
 
     def batch(self, positions: np.ndarray, epoch: int) -> Batch:
         """Make the batch of the rows at these positions of the selection."""
-        return self.examples.batch(self.rows[positions], epoch)
+        return self.examples.batch(self.rows[positions], epoch=epoch, seed=self.seed)
 
 
 def choose_rows(
@@ -206,7 +207,7 @@ class ClassificationData:
 
     def train_dataloader(self) -> BatchLoader:
         """Give batches of the training rows in the order of (seed, epoch)."""
-        train = self._prepared()
+        train = replace(self._prepared(), seed=self._order_seed)
         order = BatchOrder(len(train), self.batch_size, seed=self._order_seed, lengths=train.lengths)
         return BatchLoader(train.batch, order, num_workers=self.num_workers)
 

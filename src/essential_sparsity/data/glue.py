@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +122,7 @@ class Glue(ClassificationData):
             raise ValueError(
                 f"hub data {HUB!r} cannot be read ({reason}): use local files, paths.data=<folder>"
             ) from error
-        return rows.with_format("arrow")[:].select([*self.spec.text, "label"])
+        return cast(pa.Table, rows.with_format("arrow")[:]).select([*self.spec.text, "label"])
 
     def prepare(self, preprocessing: Any) -> None:
         """Tokenise each split once; what the cache has is mapped into memory."""

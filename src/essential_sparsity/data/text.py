@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
-from pandas.util import hash_pandas_object
 
 from essential_sparsity.data.batches import Batch
-from essential_sparsity.inputs import cache_folder, cached_folder, digest_of, load_arrays
+from essential_sparsity.inputs import cache_folder, cached_folder, digest_of, load_arrays, row_hashes
 
 FORMAT = 1
 """Raised when the cached files' meaning changes."""
@@ -35,8 +33,8 @@ class TokenisedText:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
-    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """Pad these rows into input_ids and attention_mask [rows, longest]; `epoch` plays no part."""
+    def batch(self, rows: np.ndarray, *, epoch: int, seed: int | None) -> Batch:
+        """Pad these rows into input_ids and attention_mask [rows, longest]; texts are not augmented."""
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         columns = np.arange(lengths.max())
         inside = columns < lengths[:, None]
@@ -98,9 +96,5 @@ def _write(folder: Path, columns: list[Any], tokenizer: Any, max_length: int) ->
         ids.append(np.concatenate([np.asarray(row, np.int32) for row in encoded]))
     np.save(folder / "ids.npy", np.concatenate(ids) if ids else np.zeros(0, np.int32))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
-    np.save(folder / "content.npy", text_content([column.to_pandas() for column in columns]))
-
-
-def text_content(columns: Sequence[pd.Series]) -> np.ndarray:
-    """Hash each row's texts to uint64, blanks and case at their ends and in between kept: equal text, equal hash."""
-    return hash_pandas_object(pd.DataFrame(dict(enumerate(columns))), index=False).to_numpy(np.uint64)
+    texts = zip(*(column.to_pylist() for column in columns), strict=True)
+    np.save(folder / "content.npy", row_hashes("\0".join(row).encode() for row in texts))
