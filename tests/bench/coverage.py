@@ -116,10 +116,10 @@ def coverage(setting: Setting, *, num_simulations: int, num_resamples: int = 500
     )  # fmt: skip
 
 
-def all_coverages(*, share: float = 1.0, seed: int = 0) -> Iterator[Coverage]:
+def all_coverages(*, share: float = 1.0, num_resamples: int = 500, seed: int = 0) -> Iterator[Coverage]:
     """The whole table, or a share of its 1,000 simulations per setting."""
     for setting in SETTINGS:
-        yield coverage(setting, num_simulations=round(1000 * share), seed=seed)
+        yield coverage(setting, num_simulations=round(1000 * share), num_resamples=num_resamples, seed=seed)
 
 
 def main(arguments: list[str]) -> int:

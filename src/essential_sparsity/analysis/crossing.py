@@ -31,13 +31,13 @@ def antitonic(differences: Floats) -> Floats:
 def first_crossing(levels: Floats, fitted: Floats, epsilon: float) -> Floats:
     """Sparsity where each line [B, L], joined by straight pieces, first falls below −ε; +inf where it never does."""
     outside = fitted < -epsilon - ROUNDING
-    index = np.where(outside.any(1), outside.argmax(1), 0)
-    after = np.maximum(index, 1)
+    crosses = outside.any(1)
+    after = np.maximum(outside.argmax(1), 1)
     lines = np.arange(len(fitted))
     high, low = fitted[lines, after - 1], fitted[lines, after]
-    share = np.divide(high + epsilon, high - low, out=np.ones_like(high), where=high > low)
+    share = np.divide(high + epsilon, high - low, out=np.ones_like(high), where=crosses)
     crossing = levels[after - 1] + np.clip(share, 0, 1) * (levels[after] - levels[after - 1])
-    return np.where(outside.any(1), crossing, np.inf)
+    return np.where(crosses, crossing, np.inf)
 
 
 def all_crossings(levels: Floats, line: Floats, epsilon: float) -> list[float]:

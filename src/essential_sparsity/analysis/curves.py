@@ -61,7 +61,7 @@ class SparsityCurve:
         statistics = {cell: np.asarray(row, np.float64)[:, None] for cell, row in cells.items()}
         lines = [{"sparsity": s, "seed": seed, "run": "", "value": row.mean()} for (s, seed), row in cells.items()]
         about = {"pruner": "omp"}
-        return cls({"pruner": "omp"}, "pruner=omp", about, metric, "validation", pd.DataFrame(lines), statistics,
+        return cls({"pruner": "omp"}, "omp", about, metric, "validation", pd.DataFrame(lines), statistics,
                    chance, scores.shape[2])  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def _line(cell: Cell, record: RunRecord, measure: Metric, rows: Mapping[Cell, pd
         "sparsity_measured": metrics.get("sparsity"),
         "num_pruned": metrics.get("num_pruned"),
         "num_prunable": metrics.get("num_prunable"),
-        "num_parameters": record.info.get("num_parameters"),
+        "num_parameters": metrics.get("num_parameters", record.info.get("num_parameters")),
         "num_ties": metrics.get("num_ties"),
         "train_loss": (metrics.get("metrics") or {}).get("train/loss"),
         "seconds": metrics.get("seconds"),

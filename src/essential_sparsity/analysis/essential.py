@@ -15,7 +15,7 @@ from essential_sparsity.analysis.crossing import (
     level_below,
 )
 from essential_sparsity.analysis.curves import SparsityCurve
-from essential_sparsity.analysis.levels import dense_values, finite, level_table, noise_band
+from essential_sparsity.analysis.levels import dense_mean, finite, level_table, noise_band
 from essential_sparsity.analysis.power import needed
 from essential_sparsity.analysis.resampling import PairedDifferences, paired_differences, resample_rows
 
@@ -30,6 +30,7 @@ class Crossing:
     essential_sparsity: float | None
     ci_low: float | None
     ci_high: float | None
+    dips: bool = False  # a level before the interval is costly beyond doubt: ci_low was moved below it
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def locate_essential_sparsity(
     )  # fmt: skip
     levels, seeds = curve.complete()
     if len(levels) < 2:
-        return replace(blank, reason=_why_empty(curve), dense=finite(dense_values(curve).mean()))
+        return replace(blank, reason=_why_empty(curve), dense=dense_mean(curve))
     pairs = paired_differences(curve, num_resamples=num_resamples, seed=seed)
     found = _locate(pairs, epsilon, confidence)
     described = replace(
@@ -143,9 +144,9 @@ def _locate(pairs: PairedDifferences, epsilon: float, confidence: float) -> Cros
     low = level_below(levels, min(float(draws[tail]), estimate, float(levels[-1])))
     high = level_above(levels, max(float(draws[-1 - tail]), estimate))
     costly = np.flatnonzero(pairs.bounds(confidence)[1] < -epsilon - ROUNDING)
-    if len(costly):  # a level that is costly beyond doubt lies after the crossing, whatever later levels average to
-        low = min(low, float(levels[costly[0] - 1]))
-    return Crossing(epsilon, finite(estimate), low, finite(high))
+    # a level that is costly beyond doubt lies after the first crossing, whatever later levels average to
+    sure = float(levels[costly[0] - 1]) if len(costly) else np.inf
+    return Crossing(epsilon, finite(estimate), min(low, sure), finite(high), dips=sure < low)
 
 
 def _free_and_costly(pairs: PairedDifferences, epsilon: float, confidence: float) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def _at_chance(
         return False, ()
     cells = sorted(curve.statistics)
     values, drawn = resample_rows(
-        curve.measure, [curve.statistics[cell] for cell in cells], num_resamples=min(num_resamples, 500), seed=seed
+        curve.measure, [curve.statistics[cell] for cell in cells], num_resamples=min(num_resamples, 200), seed=seed
     )
     dense = np.array([level == 0.0 for level, _ in cells])
     of_seeds = values[dense].var(ddof=1) / dense.sum() if dense.sum() > 1 else 0.0
@@ -237,7 +238,7 @@ def _with_status(
         silent = {**nowhere, "ci_low": None, "ci_high": None, "free_up_to": None, "costly_from": None}
         silent |= {"essential_sparsity_rel": None, "ci_low_rel": None, "ci_high_rel": None}
         return replace(result, status="at_chance", reason=reason, **silent)
-    everywhere = found.ci_low == 0 and (found.ci_high is None or found.ci_high >= top)
+    everywhere = found.ci_low == 0 and not found.dips and (found.ci_high is None or found.ci_high >= top)
     if everywhere and result.costly_from != first:
         reason = f"the interval covers the whole grid: {result.num_rows} rows and {result.num_seeds} seeds cannot tell"
         return replace(result, status="unresolved", reason=reason)
@@ -269,7 +270,7 @@ def _notes(curve: SparsityCurve, levels: Sequence[float], seeds: Sequence[int]) 
 
 
 def _why_empty(curve: SparsityCurve) -> str:
-    if not len(dense_values(curve)):
+    if dense_mean(curve) is None:
         return "no dense run (sparsity 0.0) has finished: nothing to compare with"
     if len(curve.levels) == 1:
         return "only the dense level has finished runs"

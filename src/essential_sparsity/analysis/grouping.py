@@ -32,7 +32,7 @@ def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
 
 
 def short_label(group: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]) -> str:
-    """Fewest keys that tell this group from the others, as `pruner=omp, data.subset=sst2`."""
+    """Fewest keys that tell this group from the others, the pruner first: `omp, data.subset=sst2`."""
     chosen: list[str] = ["pruner"] if "pruner" in group else []
     rest = sorted((key for key in group if key not in chosen), key=lambda key: (key.count("."), key))
     rivals = [other for other in groups if _frozen(other) != _frozen(group)]
@@ -40,7 +40,7 @@ def short_label(group: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]) -
         same = [other for other in rivals if all(other.get(k) == group[k] for k in chosen)]
         if any(other.get(key) != group[key] for other in same):
             chosen.append(key)
-    return ", ".join(f"{key}={_word(group[key])}" for key in chosen)
+    return ", ".join(_word(group[key]) if key == "pruner" else f"{key}={_word(group[key])}" for key in chosen)
 
 
 def frozen(keys: Mapping[str, Any], *, without: str = "") -> Hashable:
@@ -87,12 +87,13 @@ def _without_echoes(flat: Keys, record: RunRecord) -> Keys:
 
 
 def _without_seed_functions(keys: list[Keys], records: Sequence[RunRecord]) -> list[Keys]:
-    """Drop keys that end in `seed` and are a function of the run's seed: they tell replicates, not curves, apart."""
+    """Drop keys that end in `seed` and follow the run's seed: they tell replicates, not curves, apart."""
     dropped = set()
+    rest = [_frozen({k: v for k, v in group.items() if not k.endswith("seed")}) for group in keys]
     for name in {name for group in keys for name in group if name.endswith("seed")}:
-        seen: dict[str, set[str]] = defaultdict(set)
-        for group, record in zip(keys, records):
-            seen[str(record.config.get("seed"))].add(json.dumps(group.get(name)))
+        seen: dict[Hashable, set[str]] = defaultdict(set)
+        for group, others, record in zip(keys, rest, records):
+            seen[others, record.config.get("seed")].add(json.dumps(group.get(name)))
         if len(seen) > 1 and all(len(values) == 1 for values in seen.values()):
             dropped.add(name)
     return [{k: v for k, v in group.items() if k not in dropped} for group in keys]

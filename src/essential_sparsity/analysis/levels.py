@@ -41,6 +41,12 @@ def dense_values(curve: SparsityCurve) -> Floats:
     return curve.points.loc[curve.points["sparsity"] == 0.0, "value"].to_numpy(np.float64)
 
 
+def dense_mean(curve: SparsityCurve) -> float | None:
+    """Mean of all dense runs, None where there is none."""
+    values = dense_values(curve)
+    return float(values.mean()) if len(values) else None
+
+
 def noise_band(curve: SparsityCurve, confidence: float) -> float | None:
     """A/A: what the difference of two dense runs of different seeds stays within (the largest one under 20 pairs)."""
     dense = dense_values(curve)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from essential_sparsity.analysis.crossing import level_below
 from essential_sparsity.analysis.resampling import PairedDifferences
@@ -41,4 +41,4 @@ def resolvable_epsilon(
 
 def _reach(confidence: float) -> float:
     """Distance in standard errors at which a one-sided bound clears ε with power 0.8."""
-    return float(stats.norm.ppf(confidence) + stats.norm.ppf(POWER))
+    return float(ndtri(confidence) + ndtri(POWER))

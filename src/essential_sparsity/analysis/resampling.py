@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from essential_sparsity.analysis.curves import SparsityCurve
 from essential_sparsity.analysis.metrics import Floats, Metric
@@ -58,7 +58,7 @@ class PairedDifferences:
         total = rows + seeds
         weight = seeds**2 / max(num_seeds - 1, 1) + rows**2 / max(self.num_rows - 1, 1)
         freedom = np.divide(total**2, weight, out=np.full_like(total, 1e9), where=weight > 0)
-        reach = stats.t.ppf(confidence, np.maximum(freedom, 1)) * np.sqrt(total)
+        reach = stdtrit(np.maximum(freedom, 1), confidence) * np.sqrt(total)
         return self.mean - reach, self.mean + reach
 
 

@@ -1,0 +1,68 @@
+"""Two curves side by side: excess over a control, equality by two one-sided tests."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from essential_sparsity.analysis import SparsityCurve, equivalence, essential_sparsity_excess
+
+LEVELS = [0.0, 0.2, 0.4, 0.6, 0.8]
+
+
+def curve_of(accuracies: list[float], *, levels: list[float] = LEVELS, num_rows: int = 4000) -> SparsityCurve:
+    """Three seeds on the same rows: row difficulty is shared by everything drawn here."""
+    difficulty = np.random.default_rng(0).random((1, 1, num_rows))
+    noise = 0.01 * np.random.default_rng(1).normal(size=(len(levels), 3, num_rows))
+    return SparsityCurve.from_scores(levels, difficulty + noise < np.array(accuracies)[:, None, None])
+
+
+OMP = curve_of([0.9, 0.9, 0.9, 0.9, 0.5])
+RANDOM = curve_of([0.9, 0.8, 0.6], levels=[0.0, 0.4, 0.8])
+
+
+def test_excess_is_the_difference_of_both_crossings_with_an_interval_around_it() -> None:
+    excess = essential_sparsity_excess(OMP, RANDOM)
+    assert excess.essential_sparsity_excess == pytest.approx((0.6 + 0.2 * 0.01 / 0.4) - 0.04, abs=0.01)
+    assert (excess.ci_low, excess.ci_high) == (pytest.approx(0.2), pytest.approx(0.8))
+
+
+def test_a_curve_has_no_excess_over_itself() -> None:
+    excess = essential_sparsity_excess(OMP, OMP)
+    assert excess.essential_sparsity_excess == 0.0
+    assert excess.ci_low is not None and excess.ci_high is not None
+    assert excess.ci_low <= 0 <= excess.ci_high
+
+
+def test_a_curve_that_never_turns_leaves_the_excess_open_above() -> None:
+    flat = curve_of([0.9] * 5)
+    excess = essential_sparsity_excess(flat, RANDOM)
+    assert (excess.essential_sparsity_excess, excess.ci_high) == (None, None)
+    assert excess.ci_low == pytest.approx(0.4)
+
+
+def test_a_control_that_never_turns_leaves_the_excess_open_below() -> None:
+    assert essential_sparsity_excess(OMP, curve_of([0.9] * 5)).ci_low is None
+
+
+def test_equal_curves_are_equivalent_and_distant_ones_are_not() -> None:
+    assert all(line["equivalent"] for line in equivalence(OMP, curve_of([0.9, 0.9, 0.9, 0.9, 0.5])))
+    apart = {line["sparsity"]: line["equivalent"] for line in equivalence(OMP, RANDOM)}
+    assert apart == {0.0: True, 0.4: False, 0.8: False}
+
+
+def test_a_difference_that_cannot_be_told_from_epsilon_is_not_equivalence() -> None:
+    near = curve_of([0.9, 0.891, 0.9, 0.9, 0.5], num_rows=200)
+    assert not equivalence(curve_of([0.9, 0.9, 0.9, 0.9, 0.5], num_rows=200), near)[1]["equivalent"]
+
+
+def test_curves_on_other_rows_are_refused() -> None:
+    other = replace(RANDOM, row_ids=np.arange(3))
+    with pytest.raises(ValueError, match="omp and omp differ in metric or evaluation rows"):
+        essential_sparsity_excess(OMP, other)
+
+
+def test_curves_without_a_common_seed_are_refused() -> None:
+    moved = {(level, seed + 10): rows for (level, seed), rows in RANDOM.statistics.items()}
+    with pytest.raises(ValueError, match="share no complete seed: run both with the same seeds"):
+        essential_sparsity_excess(OMP, replace(RANDOM, statistics=moved))
