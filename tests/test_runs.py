@@ -55,7 +55,7 @@ def test_another_run_format_is_refused(tmp_path):
     run = start(tmp_path / "r")
     info = run.info | {"run_format": 0}
     (run.path / "run.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="run format 0"):
+    with pytest.raises(ValueError, match="run_format: 1, there: 0"):
         start(tmp_path / "r")
 
 

@@ -1,3 +1,3 @@
-"""How much of a pre-trained transformer is essential? Prune once, fine-tune or evaluate, find where performance turns."""
+"""How much of a pre-trained transformer is essential? Prune once, then find where performance turns."""
 
 __version__ = "0.1.0"

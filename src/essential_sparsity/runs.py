@@ -132,6 +132,15 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [f"{key}: {here.get(key)!r}, there: {there.get(key)!r}" for key in keys if here.get(key) != there.get(key)]
 
 
+class ForeignRun(ValueError):
+    """A run folder belongs to another configuration, other inputs or another format; it is never overwritten."""
+
+    def __init__(self, path: Path, found: Sequence[str]) -> None:
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        remedy = "move that folder away, or use another name="
+        super().__init__(f"{path} belongs to another configuration; {'; '.join(found[:3])}{more}: {remedy}")
+
+
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
@@ -196,28 +205,29 @@ class Run:
     def start(self, info: Mapping[str, Any]) -> None:
         """Write run.json, or check that the one that is there has the same identity and inputs.
 
-        Errors: ValueError naming what differs; the folder of another configuration is never overwritten.
+        Errors: ForeignRun naming what differs; the folder of another configuration is never overwritten.
         """
         if (self.path / "run.json").is_file():
-            self._check_same(info)
+            self.check_config(info["config"])
+            self._check_inputs(info.get("inputs"))
         (self.path / "failure.json").unlink(missing_ok=True)
         write_json(self.path / "run.json", {**info, "run_format": RUN_FORMAT})
         config = info.get("config")
         if config is not None:
             write_json(self.path / ".hydra" / "config.yaml", config)  # JSON is YAML
 
-    def _check_same(self, info: Mapping[str, Any]) -> None:
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raise ForeignRun where the folder was written by another configuration or in another format."""
         there = self.info
-        remedy = "move that folder away, or use another name="
         if there.get("run_format") != RUN_FORMAT:
-            raise ValueError(
-                f"{self.path} has run format {there.get('run_format')}, this version writes {RUN_FORMAT}: {remedy}"
-            )
-        found = differences(identity(_plain(info["config"])), identity(there["config"]))
-        found += [f"input {line}" for line in differences(info.get("inputs") or {}, there.get("inputs") or {})]
-        if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            raise ValueError(f"{self.path} belongs to another configuration; {'; '.join(found[:3])}{more}: {remedy}")
+            raise ForeignRun(self.path, [f"run_format: {RUN_FORMAT}, there: {there.get('run_format')}"])
+        if found := differences(identity(config), identity(there["config"])):
+            raise ForeignRun(self.path, found)
+
+    def _check_inputs(self, inputs: Mapping[str, str] | None) -> None:
+        there = self.info.get("inputs")
+        if inputs is not None and there is not None and (found := differences(inputs, there)):
+            raise ForeignRun(self.path, [f"input {line}" for line in found])
 
     def finish(self, metrics: Mapping[str, Any], *, keep_checkpoints: bool = False) -> None:
         """Write metrics.json, the sign of a finished run, then drop what only an unfinished run needs."""

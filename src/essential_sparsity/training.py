@@ -155,16 +155,15 @@ class _Stage:
         return run.metrics
 
     def _fit(self, trainer: Trainer, module: LightningModule, resumed: Path | None) -> None:
-        validation = None
-        if self.settings.get("validate"):
-            validation = list(self.data.evaluation_dataloaders().values())
-        trainer.fit(
-            module,
-            train_dataloaders=self.data.train_dataloader(),
-            val_dataloaders=validation,
-            ckpt_path=resumed,
-            weights_only=True,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a name that torch renames
+            trainer.fit(
+                module,
+                train_dataloaders=self.data.train_dataloader(),
+                val_dataloaders=list(self.data.evaluation_dataloaders().values()),
+                ckpt_path=resumed,
+                weights_only=True,
+            )
         module.to(trainer.strategy.root_device)
 
     def _trainer(self, run: Run, pruning: PruningCallback, loss: TrainingLoss) -> tuple[Trainer, CheckpointEvery]:
@@ -187,6 +186,7 @@ class _Stage:
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
+            limit_val_batches=1.0 if self.settings.get("validate") else 0,
             use_distributed_sampler=False,
             log_every_n_steps=max(1, min(50, steps)),
         )

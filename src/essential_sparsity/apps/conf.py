@@ -1,6 +1,7 @@
 """Where configurations come from, and how a composed one becomes complete: task, parents, scale, identity."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ _PACKAGED = Path(__file__).resolve().parent.parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[3] / "conf"
 """The folder of our YAML files: packed into the wheel, or the repository's."""
 
-INHERITED = ("backbone", "optimizer", "schedule", "trainer", "callbacks", "pruner", "data", "task")
-"""What a parent takes from the run where it says nothing itself."""
+INHERITED = ("backbone", "optimizer", "schedule", "trainer", "callbacks", "data", "task")
+"""What a parent takes from the run where it says nothing itself; it is dense unless it says otherwise."""
 
 GROUPS = ("experiment", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
 SILENT_OVERRIDES = ("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "save_model",
@@ -206,9 +207,15 @@ def parts(config: Mapping[str, Any]) -> dict[str, Any]:
     """Build what `fit` and `evaluate_curve` share: backbone, data, task with its optimizer and schedule, pruner."""
     task = instantiate(config.get("task"))
     extra = {key: instantiate(config[key]) for key in ("optimizer", "schedule") if config.get(key) is not None}
-    return {
+    built = {
         "backbone": instantiate(config["backbone"]),
         "data": instantiate(config.get("data")),
         "task": functools.partial(task, **extra) if task is not None else None,
-        "pruner": instantiate(config["pruner"]),
     }
+    return built | ({"pruner": instantiate(config["pruner"])} if config.get("pruner") is not None else {})
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's hints to itself; called after its import, which sets its own level."""
+    for name in ("pytorch_lightning", "lightning", "lightning.fabric", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)

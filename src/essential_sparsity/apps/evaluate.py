@@ -45,6 +45,7 @@ def curve(asked: conf.Asked) -> list[Outcome]:
     from essential_sparsity.pruning import exact_sparsity
     from essential_sparsity.training import finish_parent
 
+    conf.quiet_lightning()
     config, record = asked.config, asked.record
     levels = sorted({exact_sparsity(value) for value in config["sparsities"]}, key=lambda level: level or 0)
     before = {level: level_run(asked.folder, record, level)[0].finished for level in levels}

@@ -59,6 +59,7 @@ def run(name: str) -> int:
     from essential_sparsity.apps.guard import EXPECTED, one_line
 
     sweeps.outcomes.clear()
+    sweeps.progress.begin(0)
     try:
         importlib.import_module(f"essential_sparsity.apps.{name}").main()
     except KeyboardInterrupt:

@@ -58,6 +58,7 @@ def point(asked: conf.Asked) -> Outcome:
         return plan_point(asked)
     from essential_sparsity.training import fit
 
+    conf.quiet_lightning()
     started = time.monotonic()
     metrics = fit(**arguments(asked))
     return Outcome("finished", asked.overrides, str(run.path), time.monotonic() - started, metrics)

@@ -1,4 +1,4 @@
-"""An embedded text task: is a paragraph of CPython's own manual prose or code? For tests and `scale=tiny`, no download."""
+"""An embedded text task, no download: is a paragraph of CPython's own manual prose or code?"""
 
 import re
 import sys
