@@ -51,8 +51,12 @@ class Ranking:
         self.pruner = pruner
         self._weights = weights
         self._shapes = {name: tuple(weights[name].shape) for name in sorted(weights, key=natural_order)}
-        self._applied = Fraction(0)
-        self._count()
+        score = pruner.score
+        self._form = score.form(weights)
+        sizes = {name: weights[name].numel() for name in self._shapes}
+        groups = pruner.allocation.groups(list(self._shapes))
+        self._groups = [Competitors(weights, {n: sizes[n] for n in group}, score, self._form) for group in groups]
+        self._versions = self._read_versions()
 
     def masks(self, sparsity: object) -> Masks:
         """Cut at one sparsity: num_pruned = floor(s N + 1/2), exact to the weight (per tensor for Uniform)."""
@@ -60,7 +64,7 @@ class Ranking:
 
     def masks_at(self, sparsities: Iterable[object]) -> list[Masks]:
         """Cut at many sparsities in one pass over the weights; the same masks as one by one."""
-        levels = [self._resolve(sparsity) for sparsity in sparsities]
+        levels = self._resolve(sparsities)
         bits: list[dict] = [{} for _ in levels]
         num_ties = [0] * len(levels)
         for competitors, counts in zip(self._groups, self._nums_pruned(levels)):
@@ -75,7 +79,7 @@ class Ranking:
 
     def thresholds(self, sparsities: Iterable[object]) -> list[dict[str, float]]:
         """Give, per sparsity, the smallest kept score by weight (one for all under Global) without building masks."""
-        levels = [self._resolve(sparsity) for sparsity in sparsities]
+        levels = self._resolve(sparsities)
         found: list[dict[str, float]] = [{} for _ in levels]
         for competitors, counts in zip(self._groups, self._nums_pruned(levels)):
             for values, cut in zip(found, competitors.cut(counts)):
@@ -85,7 +89,7 @@ class Ranking:
 
     def num_ties(self, sparsity: object) -> int:
         """Count the weights that share the score of a cut which keeps only some of them."""
-        counts = self._nums_pruned([self._resolve(sparsity)])
+        counts = self._nums_pruned(self._resolve([sparsity]))
         cuts = [competitors.cut(k)[0] for competitors, k in zip(self._groups, counts)]
         return sum(cut.num_ties for cut in cuts if cut.splits_ties)
 
@@ -99,18 +103,7 @@ class Ranking:
         masks = self.masks(sparsity)
         named = prunable_weights(model, architecture) if isinstance(model, nn.Module) else model
         masks.apply_(named)
-        if self._versions != self._read_versions():
-            self._applied = max(self._applied, self.pruner.resolve(sparsity))
-            self._count()
         return masks
-
-    def _count(self) -> None:
-        score = self.pruner.score
-        self._form = score.form(self._weights)
-        names = self.pruner.allocation.groups(list(self._shapes))
-        sizes = {name: self._weights[name].numel() for name in self._shapes}
-        self._groups = [Competitors(self._weights, {n: sizes[n] for n in group}, score, self._form) for group in names]
-        self._versions = self._read_versions()
 
     def _nums_pruned(self, levels: list[Fraction]) -> list[list[int]]:
         """Give how many weights each group loses at each level: [group][level]."""
@@ -118,20 +111,17 @@ class Ranking:
         by_level = [self.pruner.allocation.num_pruned(level, sizes) for level in levels]
         return [[counts[group] for counts in by_level] for group in range(len(sizes))]
 
-    def _resolve(self, sparsity: object) -> Fraction:
-        """Give the exact sparsity, and refuse it where the ranked weights have changed in the meantime."""
-        level = self.pruner.resolve(sparsity)
-        if self.pruner.score.reads_weights:
-            if self._versions != self._read_versions():
-                raise ValueError("the weights changed since they were ranked: rank them again")
-            if level < self._applied:
-                raise ValueError(
-                    f"sparsity={float(level):g} lies below {float(self._applied):g}, which apply_ already zeroed: "
-                    "apply rising sparsities, or rank a fresh copy"
-                )
-        return level
+    def _resolve(self, sparsities: Iterable[object]) -> list[Fraction]:
+        """Give the exact sparsities, and count again where the ranked weights were zeroed in the meantime."""
+        levels = [self.pruner.resolve(sparsity) for sparsity in sparsities]
+        versions = self._read_versions()
+        if self.pruner.score.reads_weights and versions != self._versions:
+            for competitors in self._groups:
+                competitors.recount()
+            self._versions = versions
+        return levels
 
-    def _read_versions(self) -> list[int]:
-        """Read how often each weight was changed in place (inference tensors do not tell)."""
+    def _read_versions(self) -> list[object]:
+        """Read how often each weight was changed in place; inference tensors do not tell, so they never look equal."""
         tensors = (self._weights[name] for name in self._shapes)
-        return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return [object() if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -41,7 +41,7 @@ class Competitors:
         self._weights = weights
         self._score = score
         self._form = form
-        self._counts = self._count()
+        self._counts = self._original = self._count()
         self._cuts: dict[int, Cut] = {}
 
     def reader(self) -> "PieceReader":
@@ -54,10 +54,29 @@ class Competitors:
 
     def cut(self, nums_pruned: Sequence[int]) -> list[Cut]:
         """Find the cuts that prune exactly so many weights each; a cut found before costs nothing."""
+        zeroed = int(self._counts[0])
+        if zeroed > self._original[0] and min(nums_pruned, default=zeroed) < zeroed:
+            below, present = min(nums_pruned) / self.total, zeroed / self.total
+            raise ValueError(
+                f"sparsity {below:.4g} lies below {present:.4g}, which is zeroed already: "
+                "apply rising sparsities, or rank a fresh copy"
+            )
         missing = sorted(set(nums_pruned) - set(self._cuts))
         for start in range(0, len(missing), _REFINED_TOGETHER):
             self._find(missing[start : start + _REFINED_TOGETHER])
         return [self._cuts[k] for k in nums_pruned]
+
+    def recount(self) -> None:
+        """Count again after weights were zeroed in place, smallest first: larger cuts stay where they were.
+
+        Raises ValueError where the weights changed in any other way.
+        """
+        counts = self._count()
+        changed = np.flatnonzero(counts != self._original)
+        last = int(changed[-1]) if len(changed) else 0
+        if last and (counts[1:last].any() or counts[last] > self._original[last]):
+            raise ValueError("the weights changed since they were ranked: rank them again")
+        self._counts, self._cuts = counts, {}
 
     def _count(self) -> np.ndarray:
         """Count the weights per bin, in four bytes each where that is enough."""

@@ -1,0 +1,175 @@
+"""PruningCallback: masks from the pre-trained weights, once, before the first step, and zeros that stay zero.
+
+Gradients are masked before clipping, weights after every optimizer step, so that training equals that of the
+reparametrisation `weight_orig * mask` while weights keep their names and checkpoints stay dense tensors.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from essential_sparsity.pruning import Architecture, Masks, Pruner, prunable_weights
+
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class PruningCallback(Callback):
+    """Prune in one shot before training and hold the pruned weights at +0.0 through it.
+
+    `masks` exist from `setup` on. A module may declare copies of the model (EMA, teacher) by `shadows()`: they are
+    masked at the start and checked at checkpoints. Resuming from a checkpoint that was written under other masks, or
+    under none, raises ValueError. `sparsity=None` and 0.0 take the same path with all-true masks and change no number.
+    """
+
+    def __init__(self, pruner: Pruner, *, sparsity: object = None, architecture: Architecture | None = None) -> None:
+        self.pruner = pruner
+        self.sparsity = pruner.resolve(sparsity)
+        self.architecture = architecture
+        self._masks: Masks | None = None
+        self._held: list[_Held] = []
+        self._names: dict[str, str] = {}
+        self._hooks: list[RemovableHandle] = []
+        self._restored = False
+
+    @property
+    def masks(self) -> Masks:
+        """The masks in use; raises RuntimeError before `setup`."""
+        if self._masks is None:
+            raise RuntimeError("PruningCallback has no masks yet: they are made when fit sets up the model")
+        return self._masks
+
+    # --- before the first step ---
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the masks from the model as it is, unless that was done, and apply them to it and its shadows."""
+        if stage != "fit":
+            return
+        weights = prunable_weights(pl_module, self.architecture)
+        if self._masks is None:
+            self._masks = self.pruner(weights, sparsity=self.sparsity)
+        self._restored = False
+        for named in (weights, *self._shadow_weights(pl_module)):
+            self.masks.apply_(named)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other masks or of none."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:
+            raise ValueError(
+                f"checkpoint has no masks, this run prunes to sparsity {float(self.sparsity):g}: "
+                "resume with the callbacks that wrote it, or start anew"
+            )
+        if self._masks is None:
+            return  # trainer.validate and the like
+        if state["digest"] != self.masks.digest():
+            theirs, ours = f"sparsity {state['sparsity']}, {state['digest'][:8]}", self.masks.digest()[:8]
+            raise ValueError(
+                f"checkpoint was trained under other masks ({theirs}) than this run's (sparsity {self.sparsity}, "
+                f"{ours}): use its pruner, sparsity and backbone"
+            )
+        self._restored = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bind masks to the weights where they now lie, and check that all ranks have the same."""
+        if trainer.world_size > 1:
+            _check_ranks(self.masks.digest())
+        weights = prunable_weights(pl_module, self.architecture)
+        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        self._names = {canonical: names[id(weight)] for canonical, weight in weights.items()}
+        self._held = [_Held(weight, keep) for _, weight, keep in self._pruned(weights)]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check a restored checkpoint, and have every optimizer mask the weights after its steps."""
+        if trainer.ckpt_path is not None and not self._restored:
+            raise ValueError(f"checkpoint {trainer.ckpt_path} holds weights alone, no masks: resume from a full one")
+        if self._restored:
+            self._check_zero(prunable_weights(pl_module, self.architecture), "the restored model")
+        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
+
+    # --- at every step ---
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Zero the pruned gradients: unscaled, and before clipping takes their norm."""
+        for held in self._held:
+            if held.weight.grad is not None:
+                held.zero_(held.weight.grad)
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Zero the pruned weights again: momentum of earlier training or decay may have moved them off +0.0."""
+        for held in self._held:
+            held.zero_(held.weight)
+
+    # --- checkpoints ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say which masks are in use, in plain values."""
+        if self._masks is None:
+            return {}
+        return {"digest": self._masks.digest(), "sparsity": str(self.sparsity), **self.pruner.describe()}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that all that is saved is exactly zero where it is pruned."""
+        if self._masks is None:
+            return
+        saved = checkpoint["state_dict"]
+        self._check_zero({canonical: saved[name] for canonical, name in self._names.items()}, "the checkpoint")
+        for weights in self._shadow_weights(pl_module):
+            self._check_zero(weights, "a shadow")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off the optimizers and let go of the weights."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._held = [], []
+
+    # --- details ---
+
+    def _shadow_weights(self, pl_module: LightningModule) -> list[dict[str, nn.Parameter]]:
+        declare = getattr(pl_module, "shadows", None)
+        shadows = cast(Iterable[nn.Module], declare()) if callable(declare) else ()
+        return [prunable_weights(shadow, self.architecture) for shadow in shadows]
+
+    def _pruned(self, weights: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor, Tensor]]:
+        """Go through the weights that lose anything: name, weight, keep mask on the weight's device."""
+        for name, weight in weights.items():
+            if self.masks.num_kept(name) < self.masks.num(name):
+                yield name, weight, self.masks[name].to(weight.device)
+
+    def _check_zero(self, weights: Mapping[str, Tensor], where: str) -> None:
+        for name, weight, keep in self._pruned(weights):
+            bits = weight.detach().view(_INTEGER[weight.element_size()])
+            bad = int(torch.count_nonzero(bits.masked_fill(keep, 0)))
+            if bad:
+                raise RuntimeError(f"{bad} pruned entries of {name!r} in {where} are not +0.0: something wrote to them")
+
+
+class _Held:
+    """One weight with its keep mask as int8, all bits set where it keeps.
+
+    `and` with it gives +0.0 for −0.0, NaN and infinities too, and takes as long as a float multiplication, a seventh
+    of `masked_fill_` (85M weights on two cores: 22, 22 and 156 ms).
+    """
+
+    def __init__(self, weight: Tensor, keep: Tensor) -> None:
+        self.weight = weight
+        self.bits = keep.to(torch.int8).neg_()
+
+    @torch.no_grad()
+    def zero_(self, tensor: Tensor) -> None:
+        """Set the pruned entries of the weight or of its gradient to +0.0."""
+        tensor.view(_INTEGER[tensor.element_size()]).bitwise_and_(self.bits)
+
+
+def _check_ranks(digest: str) -> None:
+    """Raise RuntimeError, on every rank, where ranks chose different masks."""
+    digests: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(digests, digest)
+    if len(set(digests)) > 1:
+        raise RuntimeError(
+            f"ranks chose different masks ({', '.join(d[:8] for d in digests)}): load equal weights on all"
+        )
