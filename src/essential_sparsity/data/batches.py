@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from essential_sparsity.seeds import derive
 
-POOL_BATCHES = 64
+POOL_BATCHES = 128
 """Rows are sorted by length in shuffled pools of this many batches: padding stays under 5 %, batches stay random."""
 
 Batch = dict[str, torch.Tensor]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -82,6 +82,8 @@ def choose_rows(
     order = order[: len(order) - num_holdout_rows]
     repeated = np.isin(content[order], np.concatenate([evaluated, content[holdout]]))
     train = order[~repeated]
+    if not len(train):
+        raise ValueError(f"no training row is left: all {len(order)} repeat an evaluation row, give other files")
     if num_train_rows is not None and num_train_rows > len(train):
         raise ValueError(
             f"num_train_rows={num_train_rows} exceeds the {len(train)} training rows that are no evaluation rows "
@@ -100,6 +102,7 @@ class ClassificationData:
 
     metric: str = "accuracy"
     num_labels: int = 0
+    _told: str
 
     def __init__(
         self,
@@ -131,6 +134,15 @@ class ClassificationData:
         self._train: Selection | None = None
         self._evaluation: dict[str, Selection] = {}
         self.num_repeated_rows = 0
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Remember the arguments, for `repr`: what a run started from Python is identified by."""
+        made = super().__new__(cls)
+        made._told = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in sorted(options.items()))])
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._told})"
 
     # --- what a subclass adds ---
 
