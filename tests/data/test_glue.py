@@ -174,7 +174,8 @@ def test_more_rows_than_there_are_is_refused(root: Path, tiny: TextPreprocessing
 
 @pytest.mark.parametrize("option", ["num_train_rows", "batch_size", "num_evaluation_rows"])
 def test_numbers_must_be_whole_and_positive(option: str) -> None:
-    for value in (0, -1, 1.5, "many", True):
+    values: list[Any] = [0, -1, 1.5, "many", True]
+    for value in values:
         with pytest.raises(ValueError, match=f"data.{option}="):
             Glue("sst2", **{option: value})
 

@@ -76,7 +76,7 @@ def test_whole_numbers_are_classes_from_zero(tmp_path: Path, tiny: TextPreproces
 
 
 def test_one_label_is_a_regression(tmp_path: Path, tiny: TextPreprocessing) -> None:
-    rows = {"train": [("a", "b", 0.5), ("c", "d", 2.0)], "validation": [("e", "f", 1.25)]}
+    rows: dict[str, Any] = {"train": [("a", "b", 0.5), ("c", "d", 2.0)], "validation": [("e", "f", 1.25)]}
     data = table(tmp_path, num_labels=1, **rows)
     data.check()
     data.prepare(tiny)

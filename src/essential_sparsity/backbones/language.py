@@ -85,9 +85,7 @@ class LanguageBackbone:
     def _source(self) -> str:
         source = self.folder or self.hub_id
         if source is None:
-            raise ValueError(
-                "backbone has neither hub_id nor path: give backbone.path=<folder> or backbone.hub_id=<id>"
-            )
+            raise ValueError("backbone has no hub_id and no path: give backbone.path=<folder> or backbone.hub_id=<id>")
         return str(source)
 
     def check(self) -> None:
@@ -205,22 +203,20 @@ class LanguageBackbone:
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=not require_head,
+            ignore_mismatched_sizes=True,  # they are named below
         )
-        head = _head_names(model)
-        new = head | _missing_poolers(model, found["missing_keys"])
-        lacking = sorted(name for name in found["missing_keys"] if not inside(name, new))
-        lacking += sorted(name for name, *_ in found["mismatched_keys"] if not inside(name, new))
-        if require_head:
-            lacking += sorted(name for name in found["missing_keys"] if inside(name, head))
+        new = _missing_poolers(model, found["missing_keys"])
+        if not require_head:
+            new |= _head_names(model)
+        absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+        lacking = sorted(name for name in absent if not inside(name, new))
         if lacking:
             raise ValueError(
-                f"{self._source} lacks {len(lacking)} weights of {type(model).__name__}, first {lacking[0]!r}: "
+                f"{self._source} lacks {len(lacking)} weights that {type(model).__name__} needs, first {lacking[0]!r}: "
                 "give a whole checkpoint of this architecture" + (" with its head" if require_head else "")
             )
-        refuse_non_finite(model, self._source, skip=() if require_head else new)
-        if not require_head:
-            draw_modules(model, new, seed, deviation=_deviation(config))
+        refuse_non_finite(model, self._source, skip=new)
+        draw_modules(model, new, seed, deviation=_deviation(config))
         return model
 
     def architecture(self, model: nn.Module) -> Any:

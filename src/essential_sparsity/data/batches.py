@@ -74,6 +74,8 @@ class BatchLoader:
     random stream.
     """
 
+    batch_sampler = None  # Lightning looks for one
+
     def __init__(self, make_batch: MakeBatch, order: BatchOrder, *, num_workers: int = 0) -> None:
         self.make_batch, self.sampler, self.num_workers = make_batch, order, num_workers
 

@@ -44,9 +44,13 @@ class Classification(lightning.LightningModule):
             return (scores.float().squeeze(-1) - labels.float()).square()
         return functional.cross_entropy(scores.float(), labels, reduction="none", label_smoothing=label_smoothing)
 
+    def loss(self, batch: Batch) -> Tensor:
+        """Give the mean training loss of the batch."""
+        return self.row_losses(self.scores(batch), batch["labels"], self.label_smoothing).mean()
+
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
-        """Give the mean loss of the batch, and log it as train/loss (no synchronisation with the device)."""
-        loss = self.row_losses(self.scores(batch), batch["labels"], self.label_smoothing).mean()
+        """Give the batch's loss, and log it as train/loss (no synchronisation with the device)."""
+        loss = self.loss(batch)
         self.log("train/loss", loss.detach(), batch_size=len(batch["labels"]))
         return loss
 
