@@ -115,7 +115,12 @@ class Masks(Mapping[str, Tensor]):
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming weights, where the masks do not fit these weights."""
-        self._check_names(weights, "the weights")
+        missing = [name for name in weights if name not in self.bits]
+        surplus = [name for name in self.bits if name not in weights]
+        if missing or surplus:
+            named = ", ".join(repr(name) for name in (missing or surplus)[:3])
+            problem = f"{len(missing)} weights have no mask" if missing else f"{len(surplus)} masks have no weight"
+            raise ValueError(f"{problem} ({named}): these masks belong to another model")
         for name, weight in weights.items():
             if tuple(weight.shape) != tuple(self.shapes[name]):
                 raise ValueError(
@@ -169,7 +174,7 @@ class Masks(Mapping[str, Tensor]):
 
     def is_nested_in(self, other: "Masks") -> bool:
         """Say whether the other masks keep all that these keep."""
-        other._check_names(self, "the other masks")
+        self._check_comparable(other)
         return not any((bits & ~other.bits[name]).any() for name, bits in self.bits.items())
 
     def cosine(self, other: "Masks") -> float:
@@ -183,7 +188,6 @@ class Masks(Mapping[str, Tensor]):
         layer_matched_chance = Σ n d₁ d₂ / √(K₁K₂),
         kappa = (cosine − chance) / (1 − chance), jaccard_removed of the removed sets. NaN where one is undefined.
         """
-        other._check_names(self, "the other masks")
         rows: list[dict[str, str | int | float]] = []
         for label, names in [*((name, [name]) for name in self), ("total", list(self))]:
             rows.append({"weight": label, **_similarity(self._overlap(other, names))})
@@ -191,22 +195,17 @@ class Masks(Mapping[str, Tensor]):
 
     def _overlap(self, other: "Masks", names: Iterable[str]) -> list[tuple[int, int, int, int]]:
         """Count per weight: (n, kept here, kept there, kept in both)."""
-        other._check_names(self, "the other masks")
+        self._check_comparable(other)
         return [
             (self.num(n), self.num_kept(n), other.num_kept(n), _count_ones(self.bits[n] & other.bits[n])) for n in names
         ]
 
-    def _check_names(self, weights: Mapping[str, Tensor], what: str) -> None:
-        missing = [name for name in weights if name not in self.bits]
-        surplus = [name for name in self.bits if name not in weights]
-        if missing or surplus:
-            named = ", ".join(repr(name) for name in (missing or surplus)[:3])
-            problem = (
-                f"{len(missing)} of {what} have no mask"
-                if missing
-                else f"{len(surplus)} masks have no weight in {what}"
+    def _check_comparable(self, other: "Masks") -> None:
+        apart = sorted(set(self) ^ set(other), key=natural_order) or [n for n in self if self.num(n) != other.num(n)]
+        if apart:
+            raise ValueError(
+                f"the masks cover different weights ({', '.join(map(repr, apart[:3]))}): compare one model's"
             )
-            raise ValueError(f"{problem} ({named}): these masks belong to another model")
 
 
 def _count_ones(bits: np.ndarray) -> int:

@@ -56,9 +56,8 @@ class Competitors:
         """Find the cuts that prune exactly so many weights each; a cut found before costs nothing."""
         zeroed = int(self._counts[0])
         if zeroed > self._original[0] and min(nums_pruned, default=zeroed) < zeroed:
-            below, present = min(nums_pruned) / self.total, zeroed / self.total
             raise ValueError(
-                f"sparsity {below:.4g} lies below {present:.4g}, which is zeroed already: "
+                f"pruning {min(nums_pruned):,} of {self.total:,} weights comes after {zeroed:,} were zeroed: "
                 "apply rising sparsities, or rank a fresh copy"
             )
         missing = sorted(set(nums_pruned) - set(self._cuts))
