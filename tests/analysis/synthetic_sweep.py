@@ -21,7 +21,7 @@ Truth = Callable[[float], float]
 
 def falls_late(sparsity: float) -> float:
     """Accuracy 0.85, free up to a half, then a cliff."""
-    return 0.85 - 0.3 * max(0.0, sparsity - 0.5) ** 1.5
+    return 0.85 - 0.5 * max(0.0, sparsity - 0.5)
 
 
 def falls_early(sparsity: float) -> float:
@@ -86,7 +86,7 @@ def predictions_of(accuracy: float, *, seed: int, level: float, num_rows: int, o
     label, hard = rows.integers(0, 2, num_rows), rows.normal(size=num_rows)
     of_seed = np.random.default_rng((11, order, seed)).normal(size=num_rows)
     of_run = np.random.default_rng((13, order, seed, round(level * 1000))).normal(size=num_rows)
-    latent = ndtr(np.sqrt(0.8) * hard + np.sqrt(0.12) * of_seed + np.sqrt(0.08) * of_run)
+    latent = ndtr(np.sqrt(0.85) * hard + np.sqrt(0.13) * of_seed + np.sqrt(0.02) * of_run)
     prediction = np.where(latent < accuracy, label, 1 - label)
     return {"row": np.arange(num_rows), "label": label, "prediction": prediction, "loss": latent.astype(np.float32)}
 
@@ -147,7 +147,7 @@ def write_sweep(
     for level in levels:
         for seed in seeds:
             run = open_run(folder, sparsity=level, seed=seed, pruner=pruner, **changes)
-            luck = np.random.default_rng((17, seed, round(level * 1000))).normal(scale=0.003)
+            luck = np.random.default_rng((17, seed, round(level * 1000))).normal(scale=0.001)
             tables = {
                 name: predictions_of(truth(level) + luck, seed=seed, level=level, num_rows=num_rows, order=order)
                 for order, name in enumerate(splits)

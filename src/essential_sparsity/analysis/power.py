@@ -12,13 +12,16 @@ POWER = 0.8
 
 
 def needed(pairs: PairedDifferences, *, at: float | None, epsilon: float, confidence: float) -> dict[str, Any]:
-    """ε that can be proven with these rows and seeds, and what ε would need, at the level before the crossing."""
+    """ε that can be proven with these rows and seeds, and what ε would need, at the variances seen before the crossing.
+
+    Mean over the levels up to there: the spread over a few seeds at one level says little.
+    """
     levels = pairs.levels
     before = level_below(levels, levels[-1] if at is None else at)
     index = max(1, int(np.searchsorted(levels, before)))
     reach = _reach(confidence)
-    rows = float(pairs.row_variance()[index])
-    seeds = float(pairs.seed_variance()[index])
+    rows = float(pairs.row_variance()[1 : index + 1].mean())
+    seeds = float(pairs.seed_variance()[1 : index + 1].mean())
     return {
         "resolvable_epsilon": reach * float(np.sqrt(rows + seeds / len(pairs.seeds))),
         "rows_needed": int(np.ceil(reach**2 * rows * pairs.num_rows / epsilon**2)),

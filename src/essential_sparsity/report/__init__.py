@@ -1,0 +1,58 @@
+"""Runs to one page: curves, essential sparsity, figures, tables; matplotlib and plotly, never torch."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.analysis import curves_from_runs
+from essential_sparsity.report.document import page
+from essential_sparsity.report.figures import write_figures
+from essential_sparsity.report.panels import Panel, make_panels
+from essential_sparsity.report.tables import curves_table
+from essential_sparsity.runs import RunRecord, atomic_path, read_runs, write_json
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    folder: Path | str, *, title: str | None = None, epsilon: float | None = None, rho: float | None = None
+) -> list[dict[str, Any]]:
+    """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
+
+    index.html, curves.csv, essential_sparsity.json, figures/. `epsilon` and `rho` default to what the newest run
+    recorded, then to the metric's ε and 0.05. A partial sweep, or one with only failures, gets a page that says so.
+    Raises ValueError when there is no run at all.
+    """
+    folder = Path(folder)
+    records = read_runs(folder)
+    if not records:
+        raise ValueError(f"{folder} holds no run: run the experiment first, or check name= and paths.outputs=")
+    epsilon = _recorded(records, "epsilon") if epsilon is None else epsilon
+    rho = (_recorded(records, "rho") or 0.05) if rho is None else rho
+    curves = curves_from_runs(records)
+    panels = make_panels(curves, records, epsilon=epsilon, rho=rho)
+    results = [panel.record() for panel in panels]
+    out = folder / "report"
+    names = [_file_name(panel, i) for i, panel in enumerate(panels)]
+    for panel, name in zip(panels, names):
+        write_figures(panel, out / "figures", name)
+    write_json(out / "essential_sparsity.json", results)
+    with atomic_path(out / "curves.csv") as temporary:
+        curves_table(curves).to_csv(temporary, index=False)
+    with atomic_path(out / "index.html") as temporary:
+        name = str(records[0].info.get("name") or folder.name)
+        temporary.write_text(page(title or name, panels, records, name=folder.name), encoding="utf-8")
+    return results
+
+
+def _recorded(records: Sequence[RunRecord], key: str) -> float | None:
+    """What the newest run's configuration says of the report."""
+    newest = max(records, key=lambda record: str(record.info.get("created") or ""))
+    settings = newest.config.get("report") or {}
+    return settings.get(key)
+
+
+def _file_name(panel: Panel, index: int) -> str:
+    words = re.sub(r"[^\w.=-]+", "_", f"{panel.curve.label}_{panel.curve.split}").strip("_")
+    return f"{index:02d}-{words[:60]}"

@@ -1,0 +1,186 @@
+"""Static figures of one panel for papers and slides: functions of tables, drawn without a screen."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from essential_sparsity.analysis import EssentialSparsity, SparsityCurve
+from essential_sparsity.report import style
+from essential_sparsity.report.panels import Panel, percent, points
+from essential_sparsity.runs import atomic_path
+
+
+def write_figures(panel: Panel, folder: Path, name: str) -> list[Path]:
+    """Write every figure of a panel as SVG and PNG: curve, sensitivity, training, layers."""
+    drawings: dict[str, Callable[[Panel], Figure | None]] = {
+        "curve": curve_figure,
+        "sensitivity": sensitivity_figure,
+        "training": training_figure,
+        "layers": layer_figure,
+    }
+    written = []
+    with style.matplotlib_style():
+        for kind, draw in drawings.items():
+            figure = draw(panel)
+            if figure is not None:
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")  # laid out once, for both files
+                written += [_save(figure, folder / f"{kind}-{name}.{suffix}") for suffix in ("svg", "png")]
+    return written
+
+
+def curve_figure(panel: Panel) -> Figure:
+    """The metric against sparsity with every run as a dot; beside it the paired loss around ε."""
+    figure = _figure(10, 4)
+    left, right = figure.subplots(1, 2)
+    _draw_metric(left, panel)
+    _draw_loss(right, panel)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle(f"{panel.title}: {panel.result.split} {panel.result.metric}", fontsize=11)
+    return figure
+
+
+def sensitivity_figure(panel: Panel) -> Figure | None:
+    """Essential sparsity against ε, with intervals; an open end reaches the top of the axis."""
+    found = panel.result.sensitivity
+    if not found:
+        return None
+    figure = _figure(4.6, 3.2)
+    axes = figure.subplots()
+    for i, each in enumerate(found):
+        low, high = each.ci_low or 0.0, 1.0 if each.ci_high is None else each.ci_high
+        axes.plot([i, i], [low, high], color=style.CURVE, lw=5, alpha=0.3, solid_capstyle="butt")
+        if each.essential_sparsity is not None:
+            axes.plot(i, each.essential_sparsity, "o", color=style.CURVE)
+    axes.set_xticks(range(len(found)), [points(panel.result, each.epsilon) for each in found])
+    axes.set(xlabel="tolerated loss ε", ylabel="essential sparsity", ylim=(0, 1))
+    return figure
+
+
+def training_figure(panel: Panel) -> Figure | None:
+    """Final training loss, and share of rows whose prediction flips, per level."""
+    table = pd.DataFrame(panel.result.levels)
+    parts = {"train_loss": "final training loss", "flipped": "share of rows that flip"}
+    shown = [name for name in parts if has_numbers(panel.result, name)]
+    if not shown:
+        return None
+    figure = _figure(4.6 * len(shown), 3.2)
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown):
+        axes.plot(table["sparsity"], table[name].astype(float), "o-", color=style.CURVE, ms=4)
+        if name == "flipped" and panel.result.dense_flipped is not None:
+            axes.axhline(panel.result.dense_flipped, color=style.NOISE, ls="--", label="another seed alone")
+            axes.legend()
+        axes.set(xlabel="sparsity of the prunable weights", ylabel=parts[name], ylim=(0, None))
+    return figure
+
+
+def layer_figure(panel: Panel) -> Figure | None:
+    """Where the zeros lie: sparsity of every prunable matrix at the level shown (Figure 1 of the paper)."""
+    if panel.level not in panel.layers:
+        return None
+    grid = layer_grid(panel.layers[panel.level])
+    figure = _figure(1.6 + 0.85 * grid.shape[1], 1.3 + 0.32 * grid.shape[0])
+    axes = figure.subplots()
+    colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
+    picture = axes.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=max(0.01, float(grid.max().max())))
+    axes.set_xticks(
+        np.arange(grid.shape[1]) + 0.5, [short_kind(kind) for kind in grid.columns], rotation=30, ha="right"
+    )
+    axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [str(layer) for layer in grid.index])
+    axes.set(ylabel="block", title=f"share of zeros at sparsity {panel.level:g}")
+    axes.invert_yaxis()
+    axes.grid(False)
+    figure.colorbar(picture, ax=axes, pad=0.02)
+    return figure
+
+
+def layer_grid(layers: pd.DataFrame) -> pd.DataFrame:
+    """Share of zeros per block (rows) and kind of matrix (columns, in the model's order)."""
+    pruned, num = (
+        layers.pivot_table(index="layer", columns="kind", values=name, aggfunc="sum") for name in ("num_pruned", "num")
+    )
+    return (pruned / num).sort_index().reindex(columns=list(dict.fromkeys(layers["kind"])))
+
+
+def has_numbers(result: EssentialSparsity, column: str) -> bool:
+    """Whether any level of a result has this number."""
+    return any(line[column] is not None for line in result.levels)
+
+
+def short_kind(kind: str) -> str:
+    """Last two words of a kind: `attention.output.dense` reads `output.dense`."""
+    return ".".join(str(kind).split(".")[-2:])
+
+
+def _draw_metric(axes: Axes, panel: Panel) -> None:
+    curve, result = panel.curve, panel.result
+    table = pd.DataFrame(result.levels)
+    if result.dense is not None:
+        axes.axhspan(result.dense - result.epsilon, result.dense, color=style.BAND, alpha=0.15, lw=0, label="ε band")
+        if result.noise_band:
+            low, high = result.dense - result.noise_band, result.dense + result.noise_band
+            axes.axhspan(low, high, color=style.NOISE, alpha=0.18, lw=0, label="A/A: dense of another seed")
+    if result.chance is not None:
+        axes.axhline(result.chance, color=style.MUTED, ls=":", label="chance")
+    for i, (other, found) in enumerate(panel.beside):
+        _draw_runs(axes, other, found, style.control_colour(i), 0.8)
+    if len(table) > 1 and result.dense is not None:
+        low, high = result.dense + table["low"], result.dense + table["high"]
+        axes.fill_between(table["sparsity"], low, high, color=style.SPREAD, alpha=0.15, lw=0, label="95 % interval")
+    _draw_runs(axes, curve, result, style.CURVE, 1.0)
+    _draw_point(axes, result, (result.dense or 0.0) - result.epsilon)
+    axes.set(xlabel="sparsity of the prunable weights", ylabel=result.metric, xlim=(-0.02, 1))
+
+
+def _draw_loss(axes: Axes, panel: Panel) -> None:
+    result = panel.result
+    table = pd.DataFrame(result.levels)
+    axes.axhspan(-result.epsilon, 0, color=style.BAND, alpha=0.15, lw=0)
+    axes.axhline(0, color=style.MUTED, lw=0.8)
+    if len(table) > 1:
+        axes.fill_between(table["sparsity"], table["low"], table["high"], color=style.SPREAD, alpha=0.15, lw=0)
+        axes.plot(table["sparsity"], table["difference"], "o-", color=style.CURVE, ms=4, label="mean difference")
+        axes.plot(table["sparsity"], table["fitted"], "--", color=style.INK, lw=1, label="falling fit")
+        axes.legend(loc="lower left")
+    _draw_point(axes, result, -result.epsilon)
+    reach = 6 * result.epsilon
+    axes.set(xlabel="sparsity of the prunable weights", ylabel="paired difference to dense", xlim=(-0.02, 1))
+    axes.set_ylim(-reach, reach / 2)
+    axes.set_title("around the turn", fontsize=9)
+
+
+def _draw_runs(axes: Axes, curve: SparsityCurve, result: EssentialSparsity, colour: str, alpha: float) -> None:
+    axes.plot(curve.points["sparsity"], curve.points["value"], "o", ms=3, color=colour, alpha=0.55 * alpha, mew=0)
+    table = pd.DataFrame(result.levels)
+    if len(table):
+        axes.plot(table["sparsity"], table["value"], "-", color=colour, lw=1.6 * alpha, alpha=alpha, label=curve.label)
+
+
+def _draw_point(axes: Axes, result: EssentialSparsity, height: float) -> None:
+    at = result.essential_sparsity
+    if at is None:
+        return
+    low, high = result.ci_low or 0.0, 1.0 if result.ci_high is None else result.ci_high
+    axes.plot([low, high], [height, height], color=style.POINT, lw=1.5)
+    label = f"essential sparsity {percent(at)}"
+    axes.plot(at, height, marker="*", ms=13, color=style.POINT, mec="white", mew=0.6, ls="", label=label, zorder=5)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    suffix = path.suffix.lstrip(".")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+    return path

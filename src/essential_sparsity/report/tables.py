@@ -1,0 +1,168 @@
+"""Tables of a report: curves.csv, the terminal's, and those of the page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from essential_sparsity.analysis import SparsityCurve
+from essential_sparsity.report.panels import Panel, percent
+from essential_sparsity.runs import RunRecord
+
+
+def curves_table(curves: Sequence[SparsityCurve]) -> pd.DataFrame:
+    """One line per run, curve and split: the group's keys, then sparsity, seed, run, value and what goes with it."""
+    tables = []
+    for curve in curves:
+        keys = pd.DataFrame([{"curve": curve.label, "metric": curve.metric, **curve.group}] * len(curve.points))
+        tables.append(pd.concat([keys, curve.points.reset_index(drop=True)], axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def terminal_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Where the essential sparsity of every curve lies, as plain text: a table, then one sentence per curve."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    if not results:
+        return "No curve yet: no run has finished."
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("curve", "split", "status"):
+        table.add_column(name, overflow="fold")
+    for name in ("essential", "95 % interval", "free up to", "costly from", "dense", "seeds", "rows"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in results:
+        table.add_row(
+            str(each["label"]),
+            str(each["split"]),
+            str(each["status"]),
+            *(_share(each[name]) for name in ("essential_sparsity",)),
+            _interval(each["ci_low"], each["ci_high"]),
+            _share(each["free_up_to"]),
+            _share(each["costly_from"]),
+            "–" if each["dense"] is None else f"{each['dense']:.3f}",
+            str(each["num_seeds"]),
+            f"{each['num_rows']:,}",
+        )
+    text = io.StringIO()
+    console = Console(file=text, width=120, force_terminal=False, color_system=None)
+    console.print(table)
+    for each in results:
+        console.print(str(each["sentence"]), markup=False, highlight=False)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def html_table(header: Sequence[str], lines: Sequence[Sequence[Any]], *, chosen: int | None = None) -> str:
+    """A table of escaped cells; numbers are right-aligned by how they look."""
+    numeric = [all(_looks_like_number(line[i]) for line in lines) for i in range(len(header))] if lines else []
+    style = [' class="number"' if number else "" for number in numeric] or [""] * len(header)
+    head = "".join(f"<th{mark}>{escape(str(name))}</th>" for name, mark in zip(header, style))
+    body = ""
+    for i, line in enumerate(lines):
+        cells = "".join(f"<td{mark}>{escape(str(cell))}</td>" for cell, mark in zip(line, style))
+        body += f"<tr{' class=chosen' if i == chosen else ''}>{cells}</tr>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def level_rows(panel: Panel) -> tuple[list[str], list[list[str]], int | None]:
+    """Header, lines and the chosen line of the table of levels."""
+    header = ["sparsity", "of all parameters", "mean", "median", "difference", "interval", "costs at most",
+              "rows that flip", "train loss", "emptiest matrix"]  # fmt: skip
+    lines = []
+    for line in panel.result.levels:
+        lines.append(
+            [
+                f"{line['sparsity']:g}",
+                percent(line["share_of_all_parameters"]),
+                f"{line['value']:.4f}",
+                f"{line['median']:.4f}",
+                f"{line['difference']:+.4f}",
+                f"{line['low']:+.4f} … {line['high']:+.4f}",
+                f"{line['loss_bound']:.4f}",
+                percent(line["flipped"]),
+                _number(line["train_loss"]),
+                percent(line["smallest_density"]),
+            ]
+        )
+    levels = [line["sparsity"] for line in panel.result.levels]
+    return header, lines, levels.index(panel.level) if panel.level in levels else None
+
+
+def result_rows(panels: Sequence[Panel]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table of all curves, controls included."""
+    header = ["curve", "split", "metric", "status", "essential sparsity", "interval", "ε_rel", "free up to",
+              "costly from", "turn width", "dense", "chance", "seeds", "rows"]  # fmt: skip
+    lines, seen = [], set()
+    for curve, result in [pair for panel in panels for pair in [(panel.curve, panel.result), *panel.beside]]:
+        if id(curve) in seen:
+            continue
+        seen.add(id(curve))
+        lines.append(
+            [
+                curve.label,
+                result.split,
+                result.metric,
+                result.status,
+                _share(result.essential_sparsity),
+                _interval(result.ci_low, result.ci_high),
+                _share(result.essential_sparsity_rel),
+                _share(result.free_up_to),
+                _share(result.costly_from),
+                _share(result.turn_width),
+                _number(result.dense),
+                _number(result.chance),
+                str(result.num_seeds),
+                f"{result.num_rows:,}",
+            ]
+        )
+    return header, lines
+
+
+def excess_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of what the curve has over its controls."""
+    lines = []
+    for each in panel.excesses:
+        low = "(…" if each.ci_low is None else f"[{each.ci_low:+.2f}"
+        high = "…)" if each.ci_high is None else f"{each.ci_high:+.2f}]"
+        number = "–" if each.essential_sparsity_excess is None else f"{each.essential_sparsity_excess:+.3f}"
+        lines.append([each.control, number, f"{low}, {high}", str(each.num_seeds)])
+    return ["against", "essential sparsity more", "interval", "seeds"], lines
+
+
+def missing_rows(records: Sequence[RunRecord], panels: Sequence[Panel]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of runs that failed, have not finished, or were never started."""
+    lines = []
+    for record in records:
+        if record.finished:
+            continue
+        failure = record.failure or {}
+        kind = f"failed: {failure.get('kind')}" if failure else "not finished"
+        lines.append([record.path.name, kind, str(failure.get("message", ""))])
+    for panel in panels:
+        for cell in panel.result.missing:
+            if not str(cell["reason"]).startswith(("failed", "not finished")):
+                where = f"{panel.curve.label}, sparsity {cell['sparsity']:g}, seed {cell['seed']}"
+                lines.append([where, str(cell["reason"]).split(":")[0], ""])
+    return ["run", "state", "message"], [list(line) for line in dict.fromkeys(map(tuple, lines))]
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None:
+        return "–"
+    return f"[{low:.3g}, {'…)' if high is None else f'{high:.3g}]'}"
+
+
+def _looks_like_number(cell: Any) -> bool:
+    text = str(cell).strip(" %+…[](),–")
+    return not text or text.replace(",", "").replace(".", "").replace("-", "").replace("e", "").strip(" …+").isdigit()

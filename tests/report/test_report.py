@@ -1,0 +1,235 @@
+"""Reports of synthetic sweeps: whole, partial, failed; self-contained and harmless."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tests.analysis.synthetic_sweep import falls_early, open_run, write_sweep
+
+from essential_sparsity.report import write_report
+from essential_sparsity.report.tables import terminal_table
+from essential_sparsity.runs import read_runs
+
+CONTRACT = {
+    "pruner", "status", "essential_sparsity", "ci_low", "ci_high", "free_up_to", "costly_from", "epsilon", "rho",
+    "resolution", "dense", "num_seeds", "num_rows", "chance", "loss_bound", "rows_needed", "seeds_needed",
+    "turn_width", "crossings", "epsilon_rel", "sensitivity", "sentence", "excess", "metric", "split",
+}  # fmt: skip
+
+STATUSES = {"found", "never_turned", "below_grid", "at_chance", "unresolved", "non_monotone"}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole sweep with twice the dense seeds and a random control, and its report."""
+    folder = tmp_path_factory.mktemp("outputs") / "synthetic"
+    write_sweep(folder, splits=("validation", "holdout"))
+    write_sweep(folder, levels=(0.0,), seeds=(3, 4, 5), splits=("validation", "holdout"))
+    write_sweep(folder, levels=(0.2, 0.6), pruner="random", truth=falls_early, splits=("validation", "holdout"))
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave static figures out where a test looks at claims and tables: they take most of a report's time."""
+    monkeypatch.setattr("essential_sparsity.report.write_figures", lambda *_: [])
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "report" / "essential_sparsity.json").read_text())
+
+
+def page_without_plotly(folder: Path) -> str:
+    """The page's own text: its longest script is plotly.js itself."""
+    text = (folder / "report" / "index.html").read_text()
+    scripts = re.findall(r"<script>.*?</script>", text, flags=re.DOTALL)
+    return text.replace(max(scripts, key=len), "") if scripts else text
+
+
+def test_a_report_holds_the_files_of_the_contract(sweep: Path) -> None:
+    names = {path.relative_to(sweep / "report").as_posix() for path in (sweep / "report").rglob("*") if path.is_file()}
+    assert {"index.html", "curves.csv", "essential_sparsity.json"} <= names
+    kinds = {Path(name).name.split("-")[0] for name in names if name.startswith("figures/")}
+    assert kinds == {"curve", "layers", "sensitivity", "training"}
+    assert {Path(name).suffix for name in names if name.startswith("figures/")} == {".svg", ".png"}
+
+
+def test_every_entry_has_the_columns_of_the_contract(sweep: Path) -> None:
+    found = entries(sweep)
+    assert [(entry["pruner"], entry["split"]) for entry in found] == [("omp", "validation"), ("omp", "holdout")]
+    for entry in found:
+        assert entry.keys() >= CONTRACT
+        assert entry["status"] in STATUSES
+        assert entry["excess"][0]["control"] == "random"
+
+
+def test_curves_csv_has_a_line_per_run_curve_and_split(sweep: Path) -> None:
+    table = pd.read_csv(sweep / "report" / "curves.csv")
+    recorded = {record.path.name: record.metrics for record in read_runs(sweep)}
+    first = table.query("split == 'validation' and pruner == 'omp'")
+    assert len(first) == 5 * 3 + 3
+    for run, value in zip(first["run"], first["value"]):
+        metrics = recorded[run]
+        assert metrics is not None and value == pytest.approx(metrics["value"], abs=1e-15)
+    assert len(table.query("pruner == 'random' and split == 'holdout'")) == 2 * 3 + 6  # dense runs serve both
+
+
+def test_the_page_asks_no_network_for_anything(sweep: Path) -> None:
+    text = page_without_plotly(sweep)
+    assert "default-src 'none'" in text
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#|data:)", text)
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+
+
+def test_the_first_screen_says_what_is_claimed_and_how_firmly(sweep: Path) -> None:
+    text = page_without_plotly(sweep)
+    for part in ("Validity", "What is counted", "Levels", "Reproduce", "More than the controls", "A/A",
+                 "essential-sparsity train experiment=synthetic", "essential-sparsity report name=synthetic",
+                 "torch 2.15.0", "19.7 % of all 1,000,000 parameters"):  # fmt: skip
+        assert part in text, part
+    assert "bert_base on glue sst2 (validation accuracy)" in text
+
+
+def test_the_terminal_table_says_where_the_essential_sparsity_lies(sweep: Path) -> None:
+    text = terminal_table(entries(sweep))
+    assert "essential" in text and "holdout" in text
+    assert "of the block weights can go within 1 point (3 seeds," in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 120
+    assert "\x1b" not in text
+
+
+def test_static_figures_are_whole_and_equal_from_equal_runs(sweep: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "synthetic"
+    shutil.copytree(sweep, copy, ignore=shutil.ignore_patterns("report"))
+    write_report(copy)
+    for path in sorted((sweep / "report" / "figures").glob("*.svg")):
+        assert ET.parse(path).getroot().tag.endswith("svg")
+        assert path.read_bytes() == (copy / "report" / "figures" / path.name).read_bytes()
+    for path in (sweep / "report" / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_leaves_the_runs_alone(sweep: Path) -> None:
+    assert len(read_runs(sweep)) == 5 * 3 + 3 + 2 * 3
+    assert not list(sweep.rglob("*.part"))
+
+
+def test_epsilon_comes_from_the_newest_run_unless_given(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0, 1), report={"epsilon": 0.03, "rho": 0.1})
+    (recorded,) = write_report(tmp_path)
+    assert (recorded["epsilon"], recorded["rho"]) == (0.03, 0.1)
+    assert "3 points" in recorded["sentence"]
+    (given,) = write_report(tmp_path, epsilon=0.02, rho=0.2)
+    assert (given["epsilon"], given["rho"]) == (0.02, 0.2)
+
+
+def test_a_partial_sweep_lists_its_missing_runs_and_averages_equal_seeds_only(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.2, 0.4, 0.6))
+    write_sweep(tmp_path, levels=(0.8,), seeds=(0,))
+    open_run(tmp_path, sparsity=0.8, seed=1)
+    (entry,) = write_report(tmp_path)
+    assert entry["num_seeds"] == 3
+    assert [line["sparsity"] for line in entry["levels"]] == [0.0, 0.2, 0.4, 0.6]
+    text = page_without_plotly(tmp_path)
+    assert "Missing runs" in text and "not started" in text and "not finished" in text
+    assert "levels without all 3 paired seeds are drawn but not used: 0.8" in text
+
+
+def test_a_folder_with_only_failures_gets_a_page_that_says_so(tmp_path: Path) -> None:
+    run = open_run(tmp_path, sparsity=0.5, seed=0)
+    run.fail(kind="ValueError", message="column 'sentense' is missing", traceback="", step=None)
+    assert write_report(tmp_path) == []
+    text = page_without_plotly(tmp_path)
+    assert "No run has finished" in text and "failed: ValueError" in text and "sentense" in text
+    assert terminal_table([]) == "No curve yet: no run has finished."
+
+
+def test_dense_runs_alone_make_a_page_without_a_claim(tmp_path: Path) -> None:
+    write_sweep(tmp_path, levels=(0.0,))
+    (entry,) = write_report(tmp_path)
+    assert (entry["status"], entry["essential_sparsity"]) == ("unresolved", None)
+    assert "not resolved: only the dense level has finished runs" in entry["sentence"]
+
+
+def test_a_control_alone_is_drawn_as_a_curve(tmp_path: Path) -> None:
+    write_sweep(tmp_path, pruner="random", truth=falls_early)
+    (entry,) = write_report(tmp_path)
+    assert (entry["pruner"], entry["status"]) == ("random", "below_grid")
+
+
+def test_a_sweep_over_tasks_has_a_section_per_task(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,))
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,), data__subset="rte")
+    titles = [entry["title"] for entry in write_report(tmp_path)]
+    assert sorted(titles) == ["bert_base on glue rte", "bert_base on glue sst2"]
+
+
+def test_an_untrained_backbone_is_a_control_of_the_trained_one(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5))
+    write_sweep(tmp_path, levels=(0.0, 0.5), backbone__pretrained=False, truth=falls_early)
+    (entry,) = write_report(tmp_path)
+    assert [excess["control"] for excess in entry["excess"]] == ["omp, backbone.pretrained=False"]
+
+
+def test_names_from_runs_cannot_inject_anything(tmp_path: Path, no_figures: None) -> None:
+    evil = "</script><img src=x onerror=alert(1)>&\"'"
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,), data__subset="sst2")
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,), data__subset=evil)
+    run = open_run(tmp_path, sparsity=0.9, seed=0)
+    run.fail(kind="ValueError", message=evil, traceback="", step=None)
+    write_report(tmp_path, title=evil)
+    text = page_without_plotly(tmp_path)
+    assert "<img" not in text
+    assert text.count("</script>") <= 1
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+
+
+def test_mixed_versions_of_the_code_are_said(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,))
+    path = read_runs(tmp_path)[0].path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "git": "fedc987"}))
+    write_report(tmp_path)
+    assert "2 versions made these runs" in page_without_plotly(tmp_path)
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run: run the experiment first"):
+        write_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is no folder of runs"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_report_imports_and_runs_without_torch(sweep: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "synthetic"
+    shutil.copytree(sweep, copy, ignore=shutil.ignore_patterns("report", "*seed=2*"))
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch': raise ImportError('blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from essential_sparsity.report import write_report\n"
+        f"assert write_report({str(copy)!r})"
+    )
+    source = str(Path(__file__).parents[2] / "src")
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": source, "PATH": "", "HOME": "/tmp"})
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: the page is not drawn here")
+def test_the_page_draws_its_figures_in_a_browser_from_disk(sweep: Path, tmp_path: Path) -> None:
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}",
+             "--virtual-time-budget=20000", "--dump-dom"]  # fmt: skip
+    url = (sweep / "report" / "index.html").as_uri()
+    done = subprocess.run(["chromium", *flags, url], capture_output=True, text=True, timeout=120, check=True)
+    drawn = re.findall(r'<div id="(\w+)-\d" class="js-plotly-plot"', done.stdout)
+    assert sorted(drawn) == sorted(["curve", "loss", "layers", "sensitivity", "training"] * 2)
+    assert "main-svg" in done.stdout
