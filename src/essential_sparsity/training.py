@@ -1,6 +1,7 @@
 """Fine-tune or pre-train one run, dense or masked, its parent first: plain Python, for apps, notebooks and sweepers."""
 
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from essential_sparsity.callbacks import PruningCallback
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
+from essential_sparsity.callbacks.loader_position import LoaderPosition
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
 from essential_sparsity.evaluation import layer_rows, predict, result, run_info
@@ -100,11 +102,26 @@ def _config_of(*arguments: Any) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name, value in zip(names, arguments, strict=True):
         if isinstance(value, Mapping):
-            config[name] = {key: repr(item) for key, item in value.items() if key != "run"}
+            config[name] = {key: _told(item) for key, item in value.items() if key != "run"}
         else:
-            config[name] = value if isinstance(value, (int, type(None))) else repr(value)
+            config[name] = _told(value)
     sparsity = config["sparsity"]
     return config | {"sparsity": None if sparsity is None else float(Fraction(arguments[4]))}
+
+
+def _told(value: Any) -> Any:
+    """Say what an argument is, the same in every process; ValueError where it cannot be said."""
+    if isinstance(value, functools.partial):
+        keywords = ", ".join(f"{key}={_told(item)}" for key, item in sorted(value.keywords.items()))
+        return f"{_told(value.func)}({', '.join([*map(str, map(_told, value.args)), keywords])})"
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    text = repr(value)
+    if " at 0x" in text:
+        raise ValueError(f"{text} has no lasting name, so the run has no identity: give record={{'config': …}}")
+    return text
 
 
 @dataclasses.dataclass
@@ -129,9 +146,10 @@ class _Stage:
         module, architecture = self.task(model, num_labels=self.data.num_labels), self.backbone.architecture(model)
         pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture)
         loss = TrainingLoss()
-        trainer, checkpoint = self._trainer(run, pruning, loss)
+        loader = self.data.train_dataloader()
+        trainer, checkpoint = self._trainer(run, pruning, loss, loader)
         resumed = checkpoint.path if checkpoint.path.is_file() else None
-        self._fit(trainer, module, resumed)
+        self._fit(trainer, module, loader, resumed)
 
         predictions = predict(module, self.data.evaluation_dataloaders(), precision=str(trainer.precision))
         run.write_predictions(predictions)
@@ -154,19 +172,21 @@ class _Stage:
         run.finish(metrics, keep_checkpoints="checkpoints" in keep)
         return run.metrics
 
-    def _fit(self, trainer: Trainer, module: LightningModule, resumed: Path | None) -> None:
+    def _fit(self, trainer: Trainer, module: LightningModule, loader: Any, resumed: Path | None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a name that torch renames
             trainer.fit(
                 module,
-                train_dataloaders=self.data.train_dataloader(),
+                train_dataloaders=loader,
                 val_dataloaders=list(self.data.evaluation_dataloaders().values()),
                 ckpt_path=resumed,
                 weights_only=True,
             )
         module.to(trainer.strategy.root_device)
 
-    def _trainer(self, run: Run, pruning: PruningCallback, loss: TrainingLoss) -> tuple[Trainer, CheckpointEvery]:
+    def _trainer(
+        self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any
+    ) -> tuple[Trainer, CheckpointEvery]:
         settings = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
         if settings.get("devices", 1) not in (1, "1", "auto"):
             raise ValueError(
@@ -177,10 +197,9 @@ class _Stage:
         }
         checkpoint = CheckpointEvery(run.checkpoints, **every)
         loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
-        steps = len(self.data.train_dataloader())
         trainer = Trainer(
             **{"max_epochs": 3, "devices": 1, "logger": loggers or False, **settings},
-            callbacks=[StepSeed(self.seed), pruning, loss, *self.callbacks, checkpoint],
+            callbacks=[StepSeed(self.seed), LoaderPosition(loader), pruning, loss, *self.callbacks, checkpoint],
             default_root_dir=run.path,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -188,6 +207,6 @@ class _Stage:
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if self.settings.get("validate") else 0,
             use_distributed_sampler=False,
-            log_every_n_steps=max(1, min(50, steps)),
+            log_every_n_steps=max(1, min(50, len(loader))),
         )
         return trainer, checkpoint

@@ -22,8 +22,13 @@ class CheckpointEvery(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when it is time, only between optimizer steps (never within an accumulation)."""
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and self._due(trainer.global_step):
+        """Save when it is time, only between optimizer steps, and never at an epoch's last batch.
+
+        Resumed from there, Lightning 2.6 miscounts the next epoch's batches in the checkpoints that follow; the next
+        epoch's first step saves instead. (An epoch of a single step is never saved: such runs start afresh.)
+        """
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if between and batch_idx + 1 < trainer.num_training_batches and self._due(trainer.global_step):
             trainer.save_checkpoint(self.path)
             self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 

@@ -42,7 +42,7 @@ class TrainingLoss(Callback):
                 step = self.seen - age
                 raise FloatingPointError(
                     f"the training loss is {loss} at batch {step} (optimizer step {trainer.global_step}): "
-                    "lower optimizer.lr, clip gradients (trainer.gradient_clip_val=1.0) or use trainer.precision=32-true"
+                    "lower optimizer.lr, clip gradients (trainer.gradient_clip_val=1.0), or use precision=32-true"
                 )
 
     def _values(self) -> list[float]:

@@ -1,0 +1,143 @@
+"""`fit` as plain Python: kills are invisible, parents come first, masks come from the pre-trained weights."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from essential_sparsity.analysis.metrics import METRICS
+from essential_sparsity.backbones.tiny import TinyLanguageBackbone
+from essential_sparsity.pruning import Masks, prunable_weights
+from essential_sparsity.runs import Run, read_run
+from essential_sparsity.seeds import derive
+from essential_sparsity.training import OMP, fit
+from tests.training_parts import arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SCRIPT = """
+import os, sys, json
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+import torch
+torch.set_num_threads(1)
+from tests.training_parts import arguments
+from pytorch_lightning import Callback
+from essential_sparsity.training import fit
+
+class Kill(Callback):
+    def __init__(self, step):
+        self.step = step
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os._exit(9)
+
+kind, folder, kill = sys.argv[1], sys.argv[2], int(sys.argv[3])
+fit(**arguments(kind, folder), callbacks=[Kill(kill)] if kill else [], keep=["model"])
+"""
+
+
+def start(kind, folder, kill=0):
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, kind, str(folder), str(kill)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vision", "language"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
+    whole = start(kind, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-800:]
+    for kill in (5, 11, 16):  # in mid-epoch, at an epoch's end, in the second epoch: one run killed three times
+        assert start(kind, tmp_path / "killed", kill).returncode == 9
+        assert not Run(tmp_path / "killed").finished
+    last = start(kind, tmp_path / "killed")
+    assert last.returncode == 0, last.stderr[-800:]
+
+    ours, theirs = (Run(tmp_path / name) for name in ("killed", "whole"))
+    weights, expected = (load_file(next(run.model.glob("*.safetensors"))) for run in (ours, theirs))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (ours.path / "predictions.parquet").read_bytes() == (theirs.path / "predictions.parquet").read_bytes()
+    assert ours.metrics["resumed"] and not theirs.metrics["resumed"]
+    for run in (ours, theirs):
+        assert not run.checkpoints.exists()
+    drop = ("seconds", "resumed")
+    assert {k: v for k, v in ours.metrics.items() if k not in drop} == {
+        k: v for k, v in theirs.metrics.items() if k not in drop
+    }
+
+
+def parts(tmp_path, **changed):
+    given = arguments("vision", tmp_path / "run")
+    return given | {"trainer": {"max_steps": 4, "accelerator": "cpu"}} | changed
+
+
+def test_masks_are_those_of_the_pretrained_weights(tmp_path):
+    given = parts(tmp_path, sparsity=0.5, keep=["model"])
+    fresh = given["backbone"].build(num_labels=10, seed=derive(given["seed"], "head"))
+    expected = OMP(prunable_weights(fresh), sparsity=0.5)
+    metrics = fit(**given)
+    stored = Masks.load(tmp_path / "run" / "masks.safetensors")
+    assert stored.digest() == expected.digest()
+    assert metrics["num_pruned"] == expected.num_pruned == metrics["num_prunable"] // 2
+    weights = load_file(next((tmp_path / "run/model").glob("*.safetensors")))
+    for name, mask in stored.items():
+        assert (weights[name][~mask] == 0).all() and not torch.signbit(weights[name][~mask]).any()
+
+
+def test_dense_is_the_same_code_path_and_changes_no_number(tmp_path):
+    values = [
+        fit(**parts(tmp_path, run=tmp_path / str(index), sparsity=sparsity))["metrics"]
+        for index, sparsity in enumerate([None, 0.0])
+    ]
+    assert values[0] == values[1]
+
+
+def test_metrics_come_back_from_predictions(tmp_path):
+    metrics = fit(**parts(tmp_path))
+    rows = read_run(tmp_path / "run").predictions().to_pandas()
+    assert METRICS[metrics["metric"]].value(rows[rows["split"] == metrics["split"]]) == metrics["value"]
+
+
+def test_a_finished_run_returns_at_once(tmp_path):
+    first = fit(**parts(tmp_path))
+    stamp = (tmp_path / "run/metrics.json").stat().st_mtime_ns
+    assert fit(**parts(tmp_path)) == first
+    assert (tmp_path / "run/metrics.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ValueError, match="belongs to another configuration; seed: 8, there: 0"):
+        fit(**parts(tmp_path, seed=8))
+
+
+def test_a_parent_is_finished_first_and_its_model_is_the_start(tmp_path):
+    parent = parts(tmp_path, run=tmp_path / "parent", seed=3)
+    metrics = fit(**parts(tmp_path, parent=parent, sparsity=0.5, trainer={"max_steps": 1, "accelerator": "cpu"}))
+    assert Run(tmp_path / "parent").finished
+    weights = load_file(next((tmp_path / "parent/model").glob("*.safetensors")))
+    stored = Masks.load(tmp_path / "run/masks.safetensors")
+    expected = OMP({name: weights[name] for name in stored}, sparsity=0.5)
+    assert stored.digest() == expected.digest()
+    assert metrics["num_pruned"] > 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["parent"] == Run(tmp_path / "parent").info["id"]
+
+
+def test_several_devices_are_refused_for_now(tmp_path):
+    with pytest.raises(ValueError, match="devices=2 is not supported yet"):
+        fit(**parts(tmp_path, trainer={"devices": 2}))
+
+
+def test_dropout_is_on_in_training(tmp_path):
+    model = TinyLanguageBackbone().build(num_labels=2, seed=0)
+    assert model.training and any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())
+
+
+def test_bf16_autocast_stays_close(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        full = fit(**parts(tmp_path, run=tmp_path / "full"))
+        half = fit(**parts(tmp_path, run=tmp_path / "half", trainer={"max_steps": 4, "precision": "bf16-mixed"}))
+    assert np.isclose(full["metrics"]["train/loss"], half["metrics"]["train/loss"], rtol=0.05)
