@@ -207,6 +207,32 @@ def test_mistakes_are_named_before_a_model_is_loaded(copy: Path, tmp_path: Path)
         LanguageBackbone(path=copy).check()
 
 
+def test_what_transformers_cannot_read_is_one_line_with_the_remedy(copy: Path) -> None:
+    nowhere = LanguageBackbone(hub_id="nobody/has-this")
+    for attempt in (nowhere.model_config, nowhere.tokenizer, nowhere.inputs):
+        with pytest.raises(
+            ValueError, match=r"'nobody/has-this' cannot be (read|reached) .*paths\.models=<folder>"
+        ) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"tokenizer of .*copy' cannot be read \(it has no vocabulary\)") as caught:
+        LanguageBackbone(path=copy).preprocessing()
+    assert "\n" not in str(caught.value)
+    (copy / "config.json").write_text('{"model_type": "berd"}')
+    with pytest.raises(ValueError, match=r"configuration of .*copy' cannot be read .*save_pretrained folder") as caught:
+        LanguageBackbone(path=copy).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(copy: Path) -> None:
+    content = json.loads((copy / "config.json").read_text()) | {"vocab_size": 100}
+    (copy / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a tokenizer of 4096 tokens for a model of 100"):
+        LanguageBackbone(path=copy).preprocessing()
+
+
 def test_a_local_folder_stands_in_place_of_the_hub(saved: Path) -> None:
     backbone = LanguageBackbone(hub_id="someone/tiny-bert", models_root=saved.parent)
     backbone.check()

@@ -124,11 +124,23 @@ class LanguageBackbone:
 
     # --- cheap parts ---
 
+    @contextlib.contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """Turn the long texts of transformers and the hub into one line with the remedy."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            remedy = "give a whole save_pretrained folder"
+            if self.folder is None:
+                remedy = "use a local one, backbone.path=<folder> or paths.models=<folder>"
+            raise ValueError(f"{what} of {self._source!r} cannot be read ({reason}): {remedy}") from error
+
     def model_config(self) -> Any:
         """Read the transformers configuration, dropout and overrides applied."""
         from transformers import AutoConfig
 
-        with _quiet():
+        with _quiet(), self._readable("configuration"):
             config = AutoConfig.from_pretrained(self._source, revision=self.revision)
         return self._adapted(config)
 
@@ -152,8 +164,10 @@ class LanguageBackbone:
         """Load the tokenizer; a decoder's without a padding token pads with its end token."""
         from transformers import AutoTokenizer
 
-        with _quiet():
+        with _quiet(), self._readable("tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(self._source, revision=self.revision)
+            if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without one
+                raise ValueError("it has no vocabulary")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
@@ -165,7 +179,13 @@ class LanguageBackbone:
         longest = getattr(config, "max_position_embeddings", None) or 1 << 20
         if config.model_type in ("roberta", "camembert", "xlm-roberta"):
             longest -= 2  # positions start after the padding index
-        return TextPreprocessing(self.tokenizer(), longest)
+        tokenizer = self.tokenizer()
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{self._source} has a tokenizer of {len(tokenizer)} tokens for a model of {config.vocab_size}: "
+                "give the tokenizer that the model was trained with"
+            )
+        return TextPreprocessing(tokenizer, longest)
 
     # --- the model ---
 
@@ -183,10 +203,10 @@ class LanguageBackbone:
         config = self.model_config()
         config.num_labels = num_labels
         config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
-        if config.pad_token_id is None:
+        if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer().pad_token_id
         with torch.random.fork_rng(devices=[]), _quiet():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone
             if self._is_pretrained():
                 model = self._load(AutoModelForSequenceClassification, config, require_head=require_head, seed=seed)
             else:
@@ -197,14 +217,15 @@ class LanguageBackbone:
         return model.float().train()
 
     def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int) -> nn.Module:
-        model, found = loader.from_pretrained(
-            self._source,
-            revision=self.revision,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
+        with self._readable("model"):
+            model, found = loader.from_pretrained(
+                self._source,
+                revision=self.revision,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
         new = _missing_poolers(model, found["missing_keys"])
         if not require_head:
             new |= _head_names(model)

@@ -168,7 +168,7 @@ class VisionBackbone:
         import timm
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone
             try:
                 model = timm.create_model(
                     self.model_name.partition(".")[0], pretrained=False, num_classes=num_labels, **self._arguments()
