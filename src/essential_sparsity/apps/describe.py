@@ -1,4 +1,4 @@
-"""What a model is made of: prunable and excluded tensors, how small the weights are, sparsity per layer, what to run."""
+"""What a model is made of: prunable and excluded tensors, magnitudes, sparsity per layer, and what to run next."""
 
 import math
 from collections import defaultdict
@@ -15,6 +15,10 @@ from essential_sparsity.apps import conf
 LEVELS = (0.3, 0.5, 0.7, 0.9)
 BAR = 40
 
+NUM_POINTS = 42  # 6 dense, 9 levels and 3 control levels × 3 seeds
+LANGUAGE = (67_349, 5, 13)  # SST-2: rows, epochs (Table 1 of the paper), mean tokens
+VISION = (45_000, 8, 197)  # CIFAR-10: rows, epochs (Table 1), tokens of a ViT-B/16 at 224 px
+
 
 def describe(asked: conf.Asked) -> None:
     """Print the description of one backbone; nothing is written."""
@@ -30,7 +34,7 @@ def describe(asked: conf.Asked) -> None:
     _print_histogram(console, prunable)
     ranking = Pruner(Magnitude(), Global(), Unstructured()).rank(prunable)
     _print_layers(console, prunable, ranking)
-    _print_next(console, asked)
+    _print_next(console, asked, sum(math.prod(weight.shape) for weight in prunable.values()), weights)
 
 
 def _weights(backbone: Any) -> Mapping[str, Any]:
@@ -38,7 +42,7 @@ def _weights(backbone: Any) -> Mapping[str, Any]:
     from essential_sparsity.checkpoints import Checkpoint
 
     backbone.check()
-    local = getattr(backbone, "folder", None) or getattr(backbone, "path", None)
+    local = getattr(backbone, "folder", None) or getattr(backbone, "source", None)
     if backbone.pretrained and local is not None:
         return Checkpoint.open(Path(local))
     return dict(backbone.build(num_labels=2, seed=0).named_parameters())
@@ -84,7 +88,7 @@ def _print_histogram(console: Console, prunable: Mapping[str, Any]) -> None:
     num = int(histogram.counts.sum())
     rms = math.sqrt(square / num)
     edges = rms * 2.0 ** np.arange(-8, 4)
-    below = [0, *(int(histogram.count_below(float(edge))) for edge in edges), num]
+    below = [0.0, *(sum(histogram.count_below(float(edge))) / 2 for edge in edges), num]  # bounds: half a bin apart
     shares = np.diff(below) / num
     table = Table("|w|", "share", "", title=f"magnitudes (RMS {rms:.4g})", title_justify="left", show_lines=False)
     labels = [f"under {edges[0] / rms:.4f} RMS", *(f"{edge / rms:.4g} RMS and more" for edge in edges)]
@@ -113,8 +117,10 @@ def _print_layers(console: Console, prunable: Mapping[str, Any], ranking: Any) -
     console.print(table)
 
 
-def _print_next(console: Console, asked: conf.Asked) -> None:
-    """Print the command that measures what this page only shows, and how to learn its cost."""
+def _print_next(console: Console, asked: conf.Asked, num_prunable: int, weights: Mapping[str, Any]) -> None:
+    """Print the command that measures what this page only shows, with its cost estimated from operations."""
+    from essential_sparsity.apps.plan import SHARE_OF_PEAK, matrix_rate
+
     node = asked.config["backbone"]
     vision = "vision" in node["_target_"]
     experiment = "essential_sparsity_vit" if vision else "essential_sparsity_bert_glue data.subset=sst2"
@@ -122,6 +128,14 @@ def _print_next(console: Console, asked: conf.Asked) -> None:
     path = f" backbone.path={node['path']}" if node.get("path") else ""
     paths = "".join(f" paths.{key}={value}" for key in ("data", "models") if (value := asked.config["paths"].get(key)))
     command = f"essential-sparsity train experiment={experiment} {choice}{path}{paths}"
-    console.print("next, its cost, then the experiment itself:", highlight=False)
+    rows, epochs, tokens = VISION if vision else LANGUAGE
+    tokens = next((weights[name].shape[1] for name in weights if name.endswith("pos_embed")), tokens)
+    hours = NUM_POINTS * 6 * num_prunable * rows * epochs * tokens / (matrix_rate() * SHARE_OF_PEAK) / 3600
+    console.print(
+        f"next: {NUM_POINTS} points of {epochs} epochs over {rows:,} rows, about {hours:,.1f} hours on this machine "
+        "in fp32 (estimated from operations; the first line below counts your data)",
+        highlight=False,
+        soft_wrap=True,
+    )
     for line in (f"  {command} plan=true", f"  {command}"):
         console.print(line, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from essential_sparsity.apps.guard import Outcome
 from essential_sparsity.apps.sweeps import duration
 
 SHARE_OF_PEAK = 0.4
-"""What a training step reaches of the machine's matrix-multiply rate: a cautious first guess, until a run was measured."""
+"""What training reaches of the machine's matrix-multiply rate: a cautious guess, until a run was measured."""
 
 
 def plan_point(asked: conf.Asked) -> Outcome:
@@ -58,13 +58,15 @@ def _estimate_parts(text: str) -> tuple[tuple[str, Any], ...]:
     data.check()
     backbone.check()
     data.prepare(backbone.preprocessing())
-    total, prunable = _sizes(text_of(config["backbone"]))
+    total, prunable, tokens_per_image = _sizes(text_of(config["backbone"]))
     steps_per_epoch = len(data.train_dataloader())
     trainer = config["trainer"]
     steps = trainer.get("max_steps") or -1
     steps = steps if steps > 0 else steps_per_epoch * trainer["max_epochs"]
-    train_tokens = data.num_train_tokens * steps / max(1, steps_per_epoch)
-    operations = 6 * prunable * train_tokens + 2 * prunable * data.num_evaluation_tokens
+    counted = data.num_tokens()
+    if counted is None:
+        counted = (data.num_train_rows * tokens_per_image, sum(data.evaluation_rows.values()) * tokens_per_image)
+    operations = prunable * (6 * counted[0] * steps / max(1, steps_per_epoch) + 2 * counted[1])
     return (
         ("seconds", operations / (matrix_rate() * SHARE_OF_PEAK)),
         ("bytes", prunable // 8 + 24 * sum(data.evaluation_rows.values()) + 50_000),
@@ -80,22 +82,26 @@ def text_of(node: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def _sizes(node_text: str) -> tuple[int, int]:
-    """Give a backbone's number of parameters and of prunable weights: from its file's header, else from its shape."""
+def _sizes(node_text: str) -> tuple[int, int, int]:
+    """Give a backbone's parameters, prunable weights and tokens per image: from its file's header, else its shape."""
     import dataclasses
 
     from essential_sparsity.checkpoints import Checkpoint
-    from essential_sparsity.pruning.architecture import prunable_names, prunable_weights
+    from essential_sparsity.pruning.architecture import prunable_names
 
     backbone = conf.instantiate(json.loads(node_text))
-    local = getattr(backbone, "folder", None) or getattr(backbone, "path", None)
+    local = getattr(backbone, "folder", None) or getattr(backbone, "source", None)
     if backbone.pretrained and local is not None:
         checkpoint = Checkpoint.open(Path(local))
-        sizes = {name: math.prod(checkpoint.shape(name)) for name in checkpoint.names()}
-        return sum(sizes.values()), sum(sizes[name] for name in prunable_names(sizes).values())
-    model = dataclasses.replace(backbone, pretrained=False).build(num_labels=2, seed=0)
-    prunable = prunable_weights(model, backbone.architecture(model))
-    return sum(p.numel() for p in model.parameters()), sum(w.numel() for w in prunable.values())
+        shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+        chosen = set(prunable_names(shapes).values())
+    else:
+        model = dataclasses.replace(backbone, pretrained=False).build(num_labels=2, seed=0)
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        chosen = set(prunable_names(shapes, backbone.architecture(model)).values())
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    tokens_per_image = next((shape[1] for name, shape in shapes.items() if name.endswith("pos_embed")), 1)
+    return sum(sizes.values()), sum(sizes[name] for name in chosen), tokens_per_image
 
 
 @functools.cache
@@ -157,7 +163,8 @@ def _print_resolvable(planned: Sequence[Outcome]) -> None:
     num_rows = next((item.metrics["num_rows"] for item in planned if item.metrics["num_rows"]), None)
     if num_rows is None:
         return
-    num_seeds = len({item.metrics["seed"] for item in planned})
+    pruned = [item for item in planned if item.metrics["sparsity"] not in (None, 0.0)]
+    num_seeds = len({item.metrics["seed"] for item in pruned or planned})  # dense runs of further seeds have no pair
     epsilon = resolvable_epsilon(num_rows, num_seeds)
     print(
         f"{num_rows} evaluation rows and {num_seeds} seeds can prove a sparsity free within ε = {epsilon:.4f} "

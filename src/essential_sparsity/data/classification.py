@@ -211,6 +211,14 @@ class ClassificationData:
             counts = {name: min(count, self._asked_evaluation) for name, count in counts.items()}
         return counts | ({"holdout": self._num_holdout} if self._num_holdout else {})
 
+    def num_tokens(self) -> tuple[int, int] | None:
+        """Count the tokens of one epoch and of all evaluation splits; None where rows have no length (images)."""
+        train = self._prepared().lengths
+        evaluation = [part.lengths for part in self._evaluation.values()]
+        if train is None or any(lengths is None for lengths in evaluation):
+            return None
+        return int(train.sum()), sum(int(lengths.sum()) for lengths in evaluation if lengths is not None)
+
     # --- loaders ---
 
     def seed(self, order_seed: int) -> None:
