@@ -14,6 +14,7 @@ import pytest
 from tests.analysis.synthetic_sweep import falls_early, open_run, write_sweep
 
 from essential_sparsity.report import write_report
+from essential_sparsity.report.document import _sweep_command
 from essential_sparsity.report.tables import terminal_table
 from essential_sparsity.runs import read_runs
 
@@ -198,6 +199,28 @@ def test_mixed_versions_of_the_code_are_said(tmp_path: Path, no_figures: None) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "git": "fedc987"}))
     write_report(tmp_path)
     assert "2 versions made these runs" in page_without_plotly(tmp_path)
+
+
+def test_runs_that_record_less_still_make_a_report(tmp_path: Path, no_figures: None) -> None:
+    """No layers.csv, no counts, no choices: what is not known is left out, not invented."""
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0, 1))
+    for record in read_runs(tmp_path):
+        assert record.metrics is not None
+        (record.path / "layers.csv").unlink()
+        kept = {"metric", "value", "split", "sparsity", "sparsity_requested"}
+        few = {key: value for key, value in record.metrics.items() if key in kept}
+        (record.path / "metrics.json").write_text(json.dumps(few))
+        (record.path / "run.json").write_text(json.dumps({"config": record.config}))
+    (entry,) = write_report(tmp_path)
+    assert [line["share_of_all_parameters"] for line in entry["levels"]] == [None, None]
+    assert "Where the zeros lie" not in page_without_plotly(tmp_path)
+
+
+def test_the_sweeps_command_is_what_its_runs_commands_share() -> None:
+    commands = [f"essential-sparsity train sparsity={s} experiment=demo data.subset=rte" for s in (0.0, 0.5)]
+    assert _sweep_command(commands) == "essential-sparsity train experiment=demo data.subset=rte"
+    assert _sweep_command([command.replace("experiment=demo ", "") for command in commands]) == ""
+    assert _sweep_command(commands[:1]) == commands[0]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

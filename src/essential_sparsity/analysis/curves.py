@@ -222,7 +222,7 @@ def _line(cell: Cell, record: RunRecord, measure: Metric, rows: Mapping[Cell, pd
     level, seed = cell
     metrics = record.metrics or {}
     dense = rows.get((0.0, seed))
-    return {
+    line = {
         "sparsity": level,
         "seed": seed,
         "run": record.path.name,
@@ -237,6 +237,7 @@ def _line(cell: Cell, record: RunRecord, measure: Metric, rows: Mapping[Cell, pd
         "seconds": metrics.get("seconds"),
         "smallest_density": _smallest_density(record),
     }
+    return {name: float("nan") if value is None else value for name, value in line.items()}
 
 
 def _flipped(rows: pd.DataFrame, other: pd.DataFrame) -> float:

@@ -163,23 +163,36 @@ def _versions(records: Sequence[RunRecord]) -> list[tuple[str, int]]:
 
 
 def _reproduce(records: Sequence[RunRecord], versions: Sequence[tuple[str, int]], name: str) -> str:
-    commands = dict.fromkeys(str(record.info["command"]) for record in records if record.info.get("command"))
-    shown = [*list(commands)[:8], f"essential-sparsity report name={name}"]
-    machines = dict.fromkeys(
-        f"{record.info.get('machine') or record.info.get('device') or 'machine not recorded'}, "
-        f"{record.info.get('num_threads')} threads"
-        for record in records
+    commands = list(dict.fromkeys(str(record.info["command"]) for record in records if record.info.get("command")))
+    shown = [_sweep_command(commands), f"essential-sparsity report name={name}"]
+    each = (
+        f"<details><summary>{len(commands)} single runs</summary><pre>{escape(chr(10).join(commands))}</pre></details>"
     )
+    machines = dict.fromkeys(_machine(record) for record in records)
     inputs = dict.fromkeys(pair for record in records for pair in (record.info.get("inputs") or {}).items())
     several = "" if len(versions) < 2 else f"<p class=note>{len(versions)} versions made these runs:</p>"
     lines = [[text, count] for text, count in versions]
     hashes = tables.html_table(["input", "sha256"], [[key, value] for key, value in inputs])
     return (
-        f"<section><h2>Reproduce</h2><pre>{escape(chr(10).join(shown))}</pre>{several}"
+        f"<section><h2>Reproduce</h2><pre>{escape(chr(10).join(filter(None, shown)))}</pre>{each}{several}"
         f"{tables.html_table(['versions', 'runs'], lines)}<p class=note>{escape('; '.join(machines))}</p>"
         + (f"<details><summary>{len(inputs)} inputs</summary>{hashes}</details>" if inputs else "")
         + "</section>"
     )
+
+
+def _sweep_command(commands: Sequence[str]) -> str:
+    """What all runs' commands share, in order: the sweep without its points; empty where no experiment names it."""
+    shared = [word for word in (commands or [""])[0].split() if all(word in other.split() for other in commands)]
+    named = len(commands) == 1 or any(word.startswith("experiment=") for word in shared)
+    return " ".join(shared) if named else ""
+
+
+def _machine(record: RunRecord) -> str:
+    """Where a run was made: system, processor, cores, threads."""
+    machine = record.info.get("machine") or {}
+    parts = [f"{key} {value}" for key, value in machine.items()] if isinstance(machine, dict) else [str(machine)]
+    return ", ".join([*parts, f"threads {record.info.get('num_threads')}"])
 
 
 def _method(panels: Sequence[Panel]) -> str:

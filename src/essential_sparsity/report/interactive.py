@@ -127,10 +127,10 @@ def layer_plot(panel: Panel) -> Plot | None:
         })  # fmt: skip
         visible = [j == i for j in range(len(levels))]
         steps.append({"label": f"{level:g}", "method": "restyle", "args": [{"visible": visible}]})
-    slider = {"active": shown, "steps": steps, "currentvalue": {"prefix": "sparsity "}, "pad": {"t": 46}}
+    slider = {"active": shown, "steps": steps, "currentvalue": {"prefix": "sparsity "}, "pad": {"t": 64}}
     plot = _plot(traces, [], [], y="block", title="Where the zeros lie")
     blocks = len(traces[0]["y"])
-    plot["layout"] |= {"sliders": [slider], "height": 250 + 24 * blocks, "showlegend": False}
+    plot["layout"] |= {"sliders": [slider], "height": 270 + 24 * blocks, "showlegend": False}
     plot["layout"]["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     plot["layout"]["xaxis"] = {"type": "category", "side": "bottom", "tickangle": -25, "automargin": True}
     return plot
@@ -145,7 +145,7 @@ def to_script(plot: Plot) -> str:
 def _plot(
     traces: list[Plot], shapes: list[Plot], notes: list[Plot], *, y: str, title: str, y_range: list[float] | None = None
 ) -> Plot:
-    base = style.plotly_layout(shapes=shapes, annotations=notes, height=430)
+    base = style.plotly_layout(shapes=shapes, annotations=notes, height=450)
     base["title"] = {"text": title, "font": {"size": 14, "color": style.MUTED}, "x": 0, "xref": "paper", "y": 0.97}
     base["xaxis"] = {**base["xaxis"], "title": {"text": SPARSITY}, "range": [-0.02, 1]}
     base["yaxis"] = {**base["yaxis"], "title": {"text": escape(y)}, "automargin": True}

@@ -58,7 +58,7 @@ def plotly_layout(**changes: Any) -> dict[str, Any]:
         "font": {"family": FONT, "size": 13, "color": INK},
         "margin": {"l": 64, "r": 24, "t": 48, "b": 52},
         "hoverlabel": {"bgcolor": "white", "font": {"family": FONT, "size": 12}},
-        "legend": {"orientation": "h", "y": -0.24, "yanchor": "top", "x": 0, "font": {"size": 12}},
+        "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0, "font": {"size": 12}},
         "xaxis": axis,
         "yaxis": axis,
         **changes,
