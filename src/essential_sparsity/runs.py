@@ -24,6 +24,7 @@ NEUTRAL_KEYS = (
     "name", "paths", "logger", "hydra", "axes", "experiment", "scale", "trainer.accelerator", "trainer.devices",
     "save_model", "keep_checkpoints", "plan", "report", "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
     "data.num_workers",
+    "data.cache",
 )  # fmt: skip
 """Keys that say where, how shown or how kept, not what is computed: no part of a run's identity."""
 

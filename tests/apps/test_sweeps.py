@@ -63,6 +63,7 @@ def test_a_second_process_in_the_same_run_folder_is_refused(command, tmp_path):
     Run(record.path).reopen()
     holder = subprocess.Popen(
         [sys.executable, "-c", f"""
+import time
 from pathlib import Path
 from essential_sparsity.runs import Run
 with Run(Path({str(record.path)!r})).lock():

@@ -197,10 +197,16 @@ def from_hydra(composed: DictConfig) -> Asked:
 
 
 def instantiate(node: Mapping[str, Any] | None) -> Any:
-    """Build what a node describes, with plain lists and dicts inside; None stays None."""
+    """Build what a node describes, with plain lists and dicts inside; None stays None. Raises what the class raises."""
     import hydra.utils
+    from hydra.errors import InstantiationException
 
-    return None if node is None else hydra.utils.instantiate(dict(node), _convert_="all")
+    if node is None:
+        return None
+    try:
+        return hydra.utils.instantiate(dict(node), _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ or error from None
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 APPS = {
     "train": "fine-tune or pre-train one run, dense or masked, or a sweep of them; parents first",
@@ -45,8 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(f"{name} is no command: {hint}")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.argv = [f"essential-sparsity {name}", *rest]
+    flags = [word for word in rest if word in ("-m", "--multirun")]  # argparse wants all overrides in one row
+    sys.argv = [f"essential-sparsity {name}", *flags, *(quoted(word) for word in rest if word not in flags)]
     return run(name)
+
+
+def quoted(word: str) -> str:
+    """Quote the path in `key=path` where it exists: run folders' own names hold `=` and `,`, which Hydra reads."""
+    key, equals, value = word.partition("=")
+    if equals and any(sign in value for sign in "=,~ ") and value[:1] not in "\"'[{" and Path(value).exists():
+        return f'{key}="{value}"'
+    return word
 
 
 def run(name: str) -> int:

@@ -16,7 +16,8 @@ Batch = dict[str, Tensor]
 class Classification(lightning.LightningModule):
     """Cross-entropy over `num_labels` classes, or squared error where `num_labels` is 1; subclasses give the scores.
 
-    `optimizer` takes parameter groups, `schedule` an optimizer and the number of steps; both are plain callables.
+    `optimizer` takes parameter groups, `schedule` an optimizer and the number of steps; both are plain callables, and
+    evaluation needs neither.
     """
 
     def __init__(
@@ -24,7 +25,7 @@ class Classification(lightning.LightningModule):
         model: nn.Module,
         *,
         num_labels: int,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[..., Optimizer] | None = None,
         schedule: Schedule | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -72,5 +73,9 @@ class Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, and its schedule by step."""
+        if self._make_optimizer is None:
+            raise ValueError(
+                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
+            )
         steps = self.trainer.estimated_stepping_batches
         return configured(self.model, self._make_optimizer, self._make_schedule, steps)

@@ -1,0 +1,67 @@
+"""A curve without training, and the description of a model."""
+
+import pytest
+
+from essential_sparsity.pruning import Masks
+from essential_sparsity.runs import read_runs
+
+TRAIN = "train backbone=vit_tiny data=digits name=dense trainer.max_epochs=8 optimizer.lr=2e-3 save_model=true"
+
+
+@pytest.fixture
+def fine_tuned(command, tmp_path):
+    """Give the folder of a model with a trained head."""
+    assert command(TRAIN)[0] == 0
+    (record,) = read_runs(tmp_path / "outputs/dense")
+    return record
+
+
+def evaluate(fine_tuned, sparsities):
+    return f"evaluate backbone=vit_tiny backbone.path={fine_tuned.path / 'model'} backbone.pretrained=true data=digits sparsities={sparsities}"  # noqa: E501
+
+
+def test_a_curve_is_one_run_folder_per_level_with_nested_masks(fine_tuned, command, tmp_path):
+    code, out, err = command(evaluate(fine_tuned, "[0.9,0.0,0.5]"))
+    assert code == 0, out + err
+    assert "3 points: 3 computed" in out
+    records = {record.metrics["sparsity_requested"]: record for record in read_runs(tmp_path / "outputs/evaluate")}
+    assert sorted(records) == [0.0, 0.5, 0.9]
+    masks = {level: Masks.load(record.path / "masks.safetensors") for level, record in records.items()}
+    assert masks[0.9].is_nested_in(masks[0.5]) and masks[0.5].is_nested_in(masks[0.0])
+    assert records[0.0].metrics["value"] == fine_tuned.metrics["value"]
+    assert records[0.9].metrics["value"] < records[0.0].metrics["value"]
+
+    code, out, _ = command(evaluate(fine_tuned, "[0.0,0.5,0.7]"))
+    assert code == 0 and "1 computed, 2 there already" in out
+
+
+def test_a_level_evaluated_alone_gives_the_value_it_has_in_the_curve(fine_tuned, command, tmp_path):
+    command(evaluate(fine_tuned, "[0.3,0.6]"))
+    command(evaluate(fine_tuned, "[0.6]") + " name=alone")
+    values = [
+        next(r.metrics for r in read_runs(tmp_path / "outputs" / name) if r.metrics["sparsity_requested"] == 0.6)
+        for name in ("evaluate", "alone")
+    ]
+    assert values[0]["metrics"] == values[1]["metrics"] and values[0]["num_pruned"] == values[1]["num_pruned"]
+
+
+def test_a_model_without_a_head_is_refused(command, tmp_path):
+    code, _, err = command("evaluate backbone=bert_tiny data=embedded_text sparsities=[0.0]")
+    assert code == 2
+    assert "head" in err
+
+
+def test_the_description_of_a_model(fine_tuned, command):
+    code, out, err = command(
+        f"evaluate backbone=vit_tiny backbone.path={fine_tuned.path / 'model'} backbone.pretrained=true"
+    )
+    assert code == 0, err
+    for word in ("prunable: qkv", "excluded: biases", "sparsity per layer", "plan=true", "hours on this machine"):
+        assert word in out
+    prunable = fine_tuned.metrics["num_prunable"]
+    assert f"{prunable:,}" in out
+
+
+def test_a_sparsity_that_is_none(fine_tuned, command):
+    code, _, err = command(evaluate(fine_tuned, "[0.5,1.5]"))
+    assert code == 2 and "lies outside [0, 1)" in err
