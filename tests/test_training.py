@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
     }
 
 
-def parts(tmp_path, **changed):
+def parts(tmp_path, **changed) -> dict[str, Any]:
     given = arguments("vision", tmp_path / "run")
     return given | {"trainer": {"max_steps": 4, "accelerator": "cpu"}} | changed
 

@@ -76,7 +76,9 @@ def result(
     measure, rows = METRICS[metric], {split: pd.DataFrame(columns) for split, columns in predictions.items()}
     primary, config = next(iter(rows)), record["config"]
     every = {f"{split}/{metric}": measure.value(table) for split, table in rows.items()}
-    every |= {f"{split}/loss": float(table["loss"].mean()) for split, table in rows.items() if "loss" in table}
+    every |= {
+        f"{split}/loss": float(columns["loss"].mean()) for split, columns in predictions.items() if "loss" in columns
+    }
     return {
         "metric": metric,
         "value": every[f"{primary}/{metric}"],

@@ -22,7 +22,7 @@ def write(folder, ending):
         elif ending == "parquet":
             part.to_parquet(path)
         else:
-            path.write_text("\n".join(json.dumps(row) for row in part.to_dict("records")))
+            path.write_text("\n".join(json.dumps(row) for row in part.to_dict(orient="records")))
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
