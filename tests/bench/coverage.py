@@ -5,7 +5,7 @@
     python -m tests.bench.coverage --spread 0.015     # seeds that differ by more than the tolerance
 
 Truth is the first crossing of −ε by the true curve; a dip that comes back is measured against the crossing of the
-antitonic fit of the truth, which is what the estimate estimates (METHODS section 3).
+antitonic fit of the truth, which is what the estimate estimates.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Where a falling line leaves the band: antitonic regression and first crossings, for many lines at once.
 
-Shapes: B lines, L levels (dense first). METHODS section 3.
+Shapes: B lines, L levels (dense first).
 """
 
 import numpy as np

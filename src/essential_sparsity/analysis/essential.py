@@ -1,4 +1,4 @@
-"""Essential sparsity of a curve: estimate, interval, what is proven free and costly. METHODS sections 2 and 3."""
+"""Essential sparsity of a curve: estimate, interval, what is proven free and costly."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

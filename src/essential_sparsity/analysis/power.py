@@ -1,4 +1,4 @@
-"""Which ε a number of rows and seeds can prove, before and after they are spent. METHODS section 3."""
+"""Which ε a number of rows and seeds can prove, before and after they are spent."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Paired differences to dense, their hierarchical bootstrap (seeds, then rows) and their bounds.
 
 Shapes: L levels (dense first), S seeds, N rows, B resamples. D is metric(level) − metric(dense) of one seed on the same
-rows. METHODS sections 2 and 3.
+rows.
 """
 
 from collections.abc import Sequence

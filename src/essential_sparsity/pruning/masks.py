@@ -185,7 +185,7 @@ class Masks(Mapping[str, Tensor]):
         return _similarity(self._overlap(other, list(self)))["cosine"]
 
     def similarity(self, other: "Masks") -> list[dict[str, str | int | float]]:
-        """Compare with other masks, per weight and in total (the last row), against chance (METHODS, section 5).
+        """Compare with other masks, per weight and in total (the last row), against chance.
 
         Columns: weight, num, density, other_density, cosine, chance = √(d₁d₂),
         layer_matched_chance = Σ n d₁ d₂ / √(K₁K₂),
