@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
+from essential_sparsity.pruning.histogram import CHUNK
 from essential_sparsity.runs import atomic_path
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -221,8 +222,18 @@ def zero_pruned_(tensor: Tensor, bits: Tensor) -> None:
 
     A bitwise `and` turns −0.0, NaN and infinities into +0.0 too, and takes as long as a multiplication by a float mask,
     a seventh of `masked_fill_` (85M weights on two cores: 22, 22 and 156 ms), with masks of one byte instead of four.
+    On the CPU the mask is widened piece by piece in one small buffer: torch would allocate it whole, and the kernel
+    would fill those pages anew at every step.
     """
-    tensor.view(INTEGERS[tensor.element_size()]).bitwise_and_(bits)
+    integers = tensor.view(INTEGERS[tensor.element_size()])
+    if not (tensor.device.type == "cpu" and integers.is_contiguous() and bits.is_contiguous()):
+        integers.bitwise_and_(bits)
+        return
+    flat, keep = integers.view(-1), bits.view(-1)
+    wide = torch.empty(min(CHUNK, flat.numel()), dtype=flat.dtype)
+    for start in range(0, flat.numel(), CHUNK):
+        piece = flat[start : start + CHUNK]
+        piece.bitwise_and_(wide[: piece.numel()].copy_(keep[start : start + CHUNK]))
 
 
 def _count_ones(bits: np.ndarray) -> int:
