@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from essential_sparsity.runs import Run, differences, folder_name, identity, read_runs, run_id
+from essential_sparsity.runs import Run, differences, folder_name, identity, read_runs, run_at, run_id
 
 CONFIG = {"name": "a", "seed": 0, "paths": {"data": "/x"}, "trainer": {"max_steps": 3, "devices": 1}, "parent": None}
 METRICS = {"metric": "accuracy", "value": 0.5}
@@ -40,6 +40,13 @@ def test_folder_names_are_readable_and_short():
     assert folder_name(["sparsity=0.5", "backbone.path=a/b"], "0123abcd") == "sparsity=0.5,backbone.path=a_b~0123abcd"
     assert len(folder_name(["x=" + "y" * 400], "0123abcd")) == 120 + 9
     assert folder_name([], "0123abcd") == "~0123abcd"
+
+
+def test_a_run_is_found_by_its_id_however_its_overrides_are_spelt(tmp_path):
+    first = run_at(tmp_path, ["seed=0", "sparsity=0.5"], "0123abcd")
+    first.path.mkdir()
+    assert run_at(tmp_path, ["sparsity=0.50", "seed=0"], "0123abcd") == first
+    assert run_at(tmp_path, ["seed=0"], "ffffffff").path == tmp_path / "seed=0~ffffffff"
 
 
 def test_a_folder_of_another_configuration_is_refused_and_the_difference_named(tmp_path):

@@ -17,7 +17,7 @@ from essential_sparsity import provenance
 from essential_sparsity.analysis.metrics import METRICS
 from essential_sparsity.pruning import Masks, Pruner, exact_sparsity, prunable_weights
 from essential_sparsity.pruning.architecture import Architecture, layer_of
-from essential_sparsity.runs import Run, folder_name, run_id
+from essential_sparsity.runs import Run, run_at, run_id
 from essential_sparsity.seeds import derive
 
 Predictions = dict[str, dict[str, np.ndarray]]
@@ -142,7 +142,7 @@ def level_run(folder: Path, record: Mapping[str, Any], sparsity: Fraction | None
     level = None if sparsity is None else float(sparsity)
     config = {key: value for key, value in record["config"].items() if key != "sparsities"} | {"sparsity": level}
     overrides = [*record.get("overrides", ()), f"sparsity={level}"]
-    run = Run(folder / folder_name(overrides, run_id(config)))
+    run = run_at(folder, overrides, run_id(config))
     return run, {**record, "config": config, "overrides": overrides}
 
 

@@ -267,6 +267,12 @@ class Run:
             pq.write_table(table, temporary, compression="zstd")
 
 
+def run_at(folder: Path, overrides: Sequence[str], identifier: str) -> Run:
+    """Give the run of an id in a folder: the one that is there, however it was spelt, else one of a readable name."""
+    there = sorted(folder.glob(f"*~{identifier}"))
+    return Run(there[0] if there else folder / folder_name(overrides, identifier))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -122,3 +122,10 @@ def test_save_model_on_a_finished_run_trains_it_again_saying_so(command, tmp_pat
         assert command(f"{TINY} sparsity=0.3 save_model=true")[0] == 0
     (record,) = runs(tmp_path).values()
     assert (record.path / "model").is_dir() and record.metrics["value"] == value
+
+
+def test_the_same_point_in_other_words_is_the_same_run(command, tmp_path):
+    command(f"{TINY} sparsity=0.3 seed=1")
+    code, out, _ = command(f"{TINY} seed=1 sparsity=0.30")
+    assert code == 0 and "there already" in out
+    assert len(runs(tmp_path)) == 1

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from essential_sparsity.runs import Run, folder_name, run_id
+from essential_sparsity.runs import Run, run_at, run_id
 
 _PACKAGED = Path(__file__).resolve().parent.parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[3] / "conf"
@@ -20,8 +20,11 @@ INHERITED = ("backbone", "optimizer", "schedule", "trainer", "callbacks", "data"
 """What a parent takes from the run where it says nothing itself; it is dense unless it says otherwise."""
 
 GROUPS = ("experiment", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
-SILENT_OVERRIDES = ("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "save_model",
-                    "keep_checkpoints")  # fmt: skip
+SILENT_OVERRIDES = (
+    *("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "sparsities"),
+    *("save_model", "keep_checkpoints"),
+)
+"""What a run folder's name does not tell: it does not decide the result, or is told otherwise."""
 
 
 def start(config_name: str, job: Callable[[DictConfig], Any]) -> None:
@@ -61,7 +64,7 @@ class Asked:
     @property
     def run(self) -> Run:
         """The run folder of this configuration."""
-        return Run(self.folder / folder_name(self.overrides, run_id(self.recorded)))
+        return run_at(self.folder, self.overrides, run_id(self.recorded))
 
     @property
     def parent_run(self) -> Run | None:
