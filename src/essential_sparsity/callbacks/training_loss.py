@@ -8,11 +8,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 WINDOW = 100
-"""Batches that the final training loss is the mean of."""
+"""Batches that the final training loss is the mean of, at most; never more than the last epoch's."""
 
 
 class TrainingLoss(Callback):
-    """Keep the losses of the last 100 batches; `value` is their mean.
+    """Keep the losses of the last batches (100, or an epoch's where that has fewer); `value` is their mean.
 
     Errors: FloatingPointError naming the step when a loss is NaN or infinite (looked at every 100 batches and at the
     end, so that no step waits for the device).
@@ -26,6 +26,8 @@ class TrainingLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep this batch's loss on its device."""
+        if self.losses.maxlen != (window := min(WINDOW, int(trainer.num_training_batches))):
+            self.losses = deque(self.losses, maxlen=window)
         self.losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         self.seen += 1
         if self.seen % WINDOW == 0:
@@ -50,7 +52,7 @@ class TrainingLoss(Callback):
 
     @property
     def value(self) -> float | None:
-        """The mean loss of the last 100 batches; None before the first."""
+        """The mean loss of the last batches; None before the first."""
         values = self._values()
         return sum(values) / len(values) if values else None
 
