@@ -95,9 +95,9 @@ def _halves(bits: np.ndarray, which: int) -> np.ndarray:
     return bits.view(np.uint16)[which if sys.byteorder == "little" else 1 - which :: 2]
 
 
-def pieces(sizes: Mapping[str, int]) -> list[Piece]:
-    """Cut weights of these sizes into pieces of at most `CHUNK` weights, in order."""
-    return [(name, start, min(start + CHUNK, n)) for name, n in sizes.items() for start in range(0, n, CHUNK)]
+def pieces(sizes: Mapping[str, int], longest: int = CHUNK) -> list[Piece]:
+    """Cut weights of these sizes into pieces of at most `longest` weights (a multiple of 8), in order."""
+    return [(name, start, min(start + longest, n)) for name, n in sizes.items() for start in range(0, n, longest)]
 
 
 def from_both_ends(todo: Iterable[Piece], process: Callable[[Piece, bool], None]) -> None:

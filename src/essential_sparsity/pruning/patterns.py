@@ -1,14 +1,17 @@
 """Patterns: where zeros may lie. A pattern turns scores and cuts into bit-packed masks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
 import numpy as np
 
-from essential_sparsity.pruning.histogram import Piece, codes, from_both_ends
+from essential_sparsity.pruning.histogram import CHUNK, Piece, codes, from_both_ends
 from essential_sparsity.pruning.thresholds import Competitors, Cut
+
+LONGEST = 4 * CHUNK
+"""Weights of a piece: few calls for each cut, whose threads wait for one another, and still a few MB of memory."""
 
 
 class Pattern(Protocol):
@@ -38,26 +41,35 @@ class Unstructured:
     def keep(self, competitors: Competitors, nums_pruned: Sequence[int]) -> list[dict[str, np.ndarray]]:
         """Keep mask of the largest scores; ties keep the earlier weight. One pass over the weights for all counts."""
         cuts = competitors.cut(nums_pruned)
-        masks = [{name: np.empty(-(-n // 8), dtype=np.uint8) for name, n in competitors.sizes.items()} for _ in cuts]
-        ties = [(_TiesSeen(cut, False), _TiesSeen(cut, True)) for cut in cuts]
+        masks = [_empty_masks(competitors.sizes) for _ in cuts]
+        levels = [(cut.code, _TiesSeen.both_ways(cut) if cut.splits_ties else None) for cut in cuts]
+        buffers = np.empty((2, LONGEST), dtype=bool)  # one row per thread
         read = competitors.reader()
 
         def process(piece: Piece, backward: bool) -> None:
             name, start, stop = piece
             values = codes(read(piece, backward))
-            keep = np.empty(len(values), dtype=bool)
-            for mask, cut, seen in zip(masks, cuts, ties):
-                np.greater_equal(values, cut.code, out=keep)
-                if cut.splits_ties:
-                    seen[backward].prune(values, keep)
-                mask[name][start // 8 : -(-stop // 8)] = np.packbits(keep, bitorder="little")
+            keep = buffers[int(backward), : stop - start]
+            first, last = start // 8, -(-stop // 8)
+            for mask, (code, ties) in zip(masks, levels):
+                np.greater_equal(values, code, out=keep)
+                if ties is not None:
+                    ties[backward].prune(values, keep)
+                mask[name][first:last] = np.packbits(keep, bitorder="little")
 
-        from_both_ends(competitors.pieces(), process)
+        from_both_ends(competitors.pieces(LONGEST), process)
         return masks
 
     def describe(self) -> str:
         """Name the pattern."""
         return "unstructured"
+
+
+def _empty_masks(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Allocate one level's bit-packed masks in one piece, which the kernel can back with large pages."""
+    starts = np.cumsum([0, *(-(-n // 8) for n in sizes.values())])
+    whole = np.empty(int(starts[-1]), dtype=np.uint8)
+    return {name: whole[start:stop] for name, start, stop in zip(sizes, starts, starts[1:])}
 
 
 class _TiesSeen:
@@ -67,6 +79,11 @@ class _TiesSeen:
         self._cut = cut
         self._backward = backward
         self._seen = 0
+
+    @classmethod
+    def both_ways(cls, cut: Cut) -> tuple["_TiesSeen", "_TiesSeen"]:
+        """Count for the thread that goes forward and for the one that goes backward."""
+        return cls(cut, False), cls(cut, True)
 
     def prune(self, values: np.ndarray, keep: np.ndarray) -> None:
         """Clear the ties of this piece that come after the kept ones in fixed order; `keep` has all of them set."""

@@ -11,7 +11,17 @@ from threading import Lock
 import numpy as np
 from torch import Tensor
 
-from essential_sparsity.pruning.histogram import BINS, Flats, Piece, count_bins, from_both_ends, lower, pieces, upper
+from essential_sparsity.pruning.histogram import (
+    BINS,
+    CHUNK,
+    Flats,
+    Piece,
+    count_bins,
+    from_both_ends,
+    lower,
+    pieces,
+    upper,
+)
 from essential_sparsity.pruning.scores import Score
 
 _REFINED_TOGETHER = 24
@@ -48,9 +58,9 @@ class Competitors:
         """Open the weights for one pass."""
         return PieceReader(self._weights, self._score, self._form)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self, longest: int = CHUNK) -> list[Piece]:
         """List the pieces of all weights in the fixed order."""
-        return pieces(self.sizes)
+        return pieces(self.sizes, longest)
 
     def cut(self, nums_pruned: Sequence[int]) -> list[Cut]:
         """Find the cuts that prune exactly so many weights each; a cut found before costs nothing."""
@@ -117,17 +127,18 @@ class Competitors:
         """Count lower halfwords inside each of these bins, in one pass over all weights: [2^16] for each bin."""
         slot = np.zeros(BINS, dtype=np.int64)
         slot[list(bins)] = np.arange(len(bins)) << 16
-        chosen = np.zeros(BINS, dtype=bool)
+        chosen = np.zeros(2 * BINS, dtype=bool)  # by upper halfword, either sign
         chosen[list(bins)] = True
+        chosen[BINS:] = chosen[:BINS]
         counts = np.zeros(len(bins) << 16, dtype=np.min_scalar_type(self.total))
         one = counts.dtype.type(1)
         read, lock = self.reader(), Lock()
 
         def process(piece: Piece, backward: bool) -> None:
             bits = read(piece, backward)
-            bin_of = upper(bits)
-            hits = np.flatnonzero(chosen.take(bin_of))
-            places = slot[bin_of[hits]] + lower(bits)[hits]
+            hits = np.flatnonzero(chosen.take(bits >> 16))
+            found = bits[hits]
+            places = slot[upper(found)] + lower(found)
             with lock:
                 np.add.at(counts, places, one)
 
