@@ -114,6 +114,7 @@ def test_weights_without_values_are_refused_by_name() -> None:
 
 def test_pieces_cover_all_weights_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("essential_sparsity.pruning.histogram.CHUNK", 8)
+    assert pieces({"a": 20, "none": 0, "b": 8}, 2) == [("a", 0, 16), ("a", 16, 20), ("b", 0, 8)]
     assert pieces({"a": 10, "none": 0, "b": 8}) == [("a", 0, 8), ("a", 8, 10), ("b", 0, 8)]
 
 

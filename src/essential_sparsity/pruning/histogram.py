@@ -95,8 +95,9 @@ def _halves(bits: np.ndarray, which: int) -> np.ndarray:
     return bits.view(np.uint16)[which if sys.byteorder == "little" else 1 - which :: 2]
 
 
-def pieces(sizes: Mapping[str, int], longest: int = CHUNK) -> list[Piece]:
-    """Cut weights of these sizes into pieces of at most `longest` weights (a multiple of 8), in order."""
+def pieces(sizes: Mapping[str, int], chunks: int = 1) -> list[Piece]:
+    """Cut weights of these sizes into pieces of at most so many chunks, in order."""
+    longest = chunks * CHUNK
     return [(name, start, min(start + longest, n)) for name, n in sizes.items() for start in range(0, n, longest)]
 
 

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from essential_sparsity.pruning.histogram import CHUNK, Piece, codes, from_both_ends
+from essential_sparsity.pruning.histogram import Piece, codes, from_both_ends
 from essential_sparsity.pruning.thresholds import Competitors, Cut
 
-LONGEST = 4 * CHUNK
-"""Weights of a piece: few calls for each cut, whose threads wait for one another, and still a few MB of memory."""
+CHUNKS = 3
+"""Chunks of 32-bit scores in a piece: fewer calls for each cut, whose threads wait for one another, and still 3 MiB."""
 
 
 class Pattern(Protocol):
@@ -43,7 +43,10 @@ class Unstructured:
         cuts = competitors.cut(nums_pruned)
         masks = [_empty_masks(competitors.sizes) for _ in cuts]
         levels = [(cut.code, _TiesSeen.both_ways(cut) if cut.splits_ties else None) for cut in cuts]
-        buffers = np.empty((2, LONGEST), dtype=bool)  # one row per thread
+        pieces = competitors.pieces(CHUNKS if competitors.is_wide else 1)
+        buffers = np.empty(
+            (2, max((stop - start for _, start, stop in pieces), default=0)), dtype=bool
+        )  # a row a thread
         read = competitors.reader()
 
         def process(piece: Piece, backward: bool) -> None:
@@ -57,7 +60,7 @@ class Unstructured:
                     ties[backward].prune(values, keep)
                 mask[name][first:last] = np.packbits(keep, bitorder="little")
 
-        from_both_ends(competitors.pieces(LONGEST), process)
+        from_both_ends(pieces, process)
         return masks
 
     def describe(self) -> str:

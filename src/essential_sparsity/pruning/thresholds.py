@@ -58,9 +58,14 @@ class Competitors:
         """Open the weights for one pass."""
         return PieceReader(self._weights, self._score, self._form)
 
-    def pieces(self, longest: int = CHUNK) -> list[Piece]:
+    @property
+    def is_wide(self) -> bool:
+        """Scores have 32 bits, of which a bin is the upper half; else a bin is one score."""
+        return self._form in ("float32", "uint31")
+
+    def pieces(self, chunks: int = 1) -> list[Piece]:
         """List the pieces of all weights in the fixed order."""
-        return pieces(self.sizes, longest)
+        return pieces(self.sizes, chunks)
 
     def cut(self, nums_pruned: Sequence[int]) -> list[Cut]:
         """Find the cuts that prune exactly so many weights each; a cut found before costs nothing."""
@@ -107,7 +112,7 @@ class Competitors:
         """Find at most `_REFINED_TOGETHER` cuts and remember them."""
         running = np.cumsum(self._counts, dtype=np.int64)
         bins = {k: int(np.searchsorted(running, k, side="right")) for k in nums_pruned if 0 < k < self.total}
-        wide = self._form in ("float32", "uint31")
+        wide = self.is_wide
         inside = self._count_inside(sorted(set(bins.values()))) if wide and bins else {}
         for k in nums_pruned:
             if k == 0 or k == self.total:
