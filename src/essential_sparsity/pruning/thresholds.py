@@ -13,7 +13,6 @@ from torch import Tensor
 
 from essential_sparsity.pruning.histogram import (
     BINS,
-    CHUNK,
     Flats,
     Piece,
     count_bins,
