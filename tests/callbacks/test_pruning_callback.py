@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 from toy_training import TOY, Network, Toy, ToyWithAverage, adamw, batches, fit, sgd
 
 from essential_sparsity.callbacks import PruningCallback
+from essential_sparsity.callbacks.pruning import KEEP_ZEROS
 from essential_sparsity.pruning import Magnitude, Pruner, Random, Uniform, prunable_weights
 
 HALF = {"sparsity": 0.5, "architecture": TOY}
@@ -80,6 +81,30 @@ def test_pruned_weights_are_positive_zero_after_every_step(setting: str) -> None
     check = _ZerosAfterEveryStep(callback)
     fit(Toy(Network(), optimizer), 10, [callback, check], **trainer_settings)
     assert check.steps >= 10
+
+
+class _Noisy(torch.optim.SGD):
+    """Moves every weight, whatever its gradient: pruned ones must be zeroed after each of its steps."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for weight in self.param_groups[0]["params"]:
+                weight.add_(1e-3)
+        return loss
+
+
+OPTIMIZERS = [(kind, {"weight_decay": 0.1}) for kind in KEEP_ZEROS]
+OPTIMIZERS += [(torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}), (_Noisy, {})]
+OPTIMIZERS += [(torch.optim.AdamW, {"fused": True}), (torch.optim.Adam, {"amsgrad": True})]
+
+
+@pytest.mark.parametrize("kind, settings", OPTIMIZERS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_zeros_stay_under_optimizers_that_keep_them_by_themselves_and_under_others(kind: Any, settings: Any) -> None:
+    callback = PruningCallback(Pruner(), **HALF)
+    check = _ZerosAfterEveryStep(callback)
+    fit(Toy(Network(), lambda weights: kind(weights, lr=0.01, **settings)), 30, [callback, check])
+    assert check.steps == 30
 
 
 def test_pruned_gradients_do_not_enter_the_clipping_norm() -> None:

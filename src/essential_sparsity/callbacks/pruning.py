@@ -16,6 +16,15 @@ from torch.utils.hooks import RemovableHandle
 from essential_sparsity.pruning import Architecture, Masks, Pruner, prunable_weights
 from essential_sparsity.pruning.masks import INTEGERS, keep_bits, zero_pruned_
 
+KEEP_ZEROS = (
+    *(torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad),
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam),
+)
+"""Optimizers that leave a weight at +0.0 whose gradient and state are zero, decay or not: they work entry by entry."""
+
+RENEWED_EVERY = 100
+"""Steps after which even their pruned weights are zeroed again; any other optimizer's are after each step."""
+
 
 class PruningCallback(Callback):
     """Prune in one shot before training and hold the pruned weights at +0.0 through it.
@@ -34,6 +43,7 @@ class PruningCallback(Callback):
         self._names: dict[str, str] = {}
         self._hooks: list[RemovableHandle] = []
         self._restored = False
+        self._num_steps = 0
 
     @property
     def masks(self) -> Masks:
@@ -88,6 +98,7 @@ class PruningCallback(Callback):
             raise ValueError(f"checkpoint {trainer.ckpt_path} holds weights alone, no masks: resume from a full one")
         if self._restored:
             self._check_zero(prunable_weights(pl_module, self.architecture), "the restored model")
+        self._num_steps = 0
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
 
     # --- at every step ---
@@ -101,7 +112,10 @@ class PruningCallback(Callback):
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Zero the pruned weights again: momentum of earlier training or decay may have moved them off +0.0."""
+        """Zero the pruned weights again, where this optimizer could have moved them off +0.0."""
+        self._num_steps += 1
+        if type(optimizer) in KEEP_ZEROS and self._num_steps % RENEWED_EVERY != 1:
+            return
         for weight, bits in self._held:
             zero_pruned_(weight, bits)
 

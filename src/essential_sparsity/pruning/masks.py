@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
-from essential_sparsity.pruning.histogram import CHUNK
 from essential_sparsity.runs import atomic_path
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -220,20 +219,15 @@ def keep_bits(keep: Tensor) -> Tensor:
 def zero_pruned_(tensor: Tensor, bits: Tensor) -> None:
     """Set the pruned entries of a weight or a gradient to +0.0 in place; `bits` come from `keep_bits`.
 
-    A bitwise `and` turns −0.0, NaN and infinities into +0.0 too, and takes as long as a multiplication by a float mask,
-    a seventh of `masked_fill_` (85M weights on two cores: 22, 22 and 156 ms), with masks of one byte instead of four.
-    On the CPU the mask is widened piece by piece in one small buffer: torch would allocate it whole, and the kernel
-    would fill those pages anew at every step.
+    A bitwise `and` turns −0.0, NaN and infinities into +0.0 too, with masks of one byte, and takes as long as a
+    multiplication by a float mask (10.6M weights: 4.4 and 4.0 ms; `masked_fill_` 23). On the CPU by numpy, which widens
+    the mask in its cache: torch would allocate it whole, and the kernel would fill those pages anew at every step.
     """
-    integers = tensor.view(INTEGERS[tensor.element_size()])
-    if not (tensor.device.type == "cpu" and integers.is_contiguous() and bits.is_contiguous()):
+    integers = tensor.detach().view(INTEGERS[tensor.element_size()])
+    if tensor.device.type == "cpu":
+        np.bitwise_and(integers.numpy(), bits.numpy(), out=integers.numpy())
+    else:
         integers.bitwise_and_(bits)
-        return
-    flat, keep = integers.view(-1), bits.view(-1)
-    wide = torch.empty(min(CHUNK, flat.numel()), dtype=flat.dtype)
-    for start in range(0, flat.numel(), CHUNK):
-        piece = flat[start : start + CHUNK]
-        piece.bitwise_and_(wide[: piece.numel()].copy_(keep[start : start + CHUNK]))
 
 
 def _count_ones(bits: np.ndarray) -> int:
