@@ -23,6 +23,7 @@ RUN_FORMAT = 1
 NEUTRAL_KEYS = (
     "name", "paths", "logger", "hydra", "axes", "experiment", "scale", "trainer.accelerator", "trainer.devices",
     "save_model", "keep_checkpoints", "plan", "report", "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
+    "trainer.validate",
     "data.num_workers",
     "data.cache",
 )  # fmt: skip

@@ -47,8 +47,9 @@ def fit(
     `task(model, num_labels=…)` gives the LightningModule. `trainer` holds Lightning's Trainer arguments and
     `checkpoint_minutes`, `checkpoint_steps`, `validate`, and `logger`: callables that take `save_dir`. `parent` is a
     mapping of this function's own arguments: that run is finished first, and its `model/` is where this one starts.
-    `keep` names what to keep: "model", "checkpoints".
-    `record` is what run.json says was asked for; its `config` decides the run's identity (default: the arguments).
+    `keep` names what to keep: "model", "checkpoints". `record` is what run.json says was asked for; its `config`
+    decides the run's identity (default: the arguments).
+
     Errors: ValueError for anything wrong in the arguments, before a model is loaded; BlockingIOError when another
     process holds the run folder; FloatingPointError when the loss is no number any more.
     """
@@ -102,7 +103,7 @@ def _config_of(*arguments: Any) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for name, value in zip(names, arguments, strict=True):
         if isinstance(value, Mapping):
-            config[name] = {key: _told(item) for key, item in value.items() if key != "run"}
+            config[name] = {key: _told(item) for key, item in value.items() if key not in ("run", "logger")}
         else:
             config[name] = _told(value)
     sparsity = config["sparsity"]
