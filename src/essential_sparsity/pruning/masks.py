@@ -226,6 +226,8 @@ def zero_pruned_(tensor: Tensor, bits: Tensor) -> None:
     integers = tensor.detach().view(INTEGERS[tensor.element_size()])
     if tensor.device.type == "cpu":
         np.bitwise_and(integers.numpy(), bits.numpy(), out=integers.numpy())
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)  # as torch's own writes do: rankings and autograd look at it
     else:
         integers.bitwise_and_(bits)
 
