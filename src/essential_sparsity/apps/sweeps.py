@@ -29,7 +29,7 @@ class Progress:
         self.done += 1
         if outcome.status == "finished":
             self.computed += 1
-            self.seconds += outcome.seconds
+            self.seconds += outcome.metrics.get("seconds") or outcome.seconds  # without a parent that was trained first
         line = f"[{self.done}/{self.num_points}] {_words(outcome)} {' '.join(outcome.overrides)}{self._rest()}"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "sweep.log").open("a") as file:
