@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback
 from safetensors.torch import load_file
 
 from essential_sparsity.analysis.metrics import METRICS
@@ -142,3 +143,27 @@ def test_bf16_autocast_stays_close(tmp_path):
         full = fit(**parts(tmp_path, run=tmp_path / "full"))
         half = fit(**parts(tmp_path, run=tmp_path / "half", trainer={"max_steps": 4, "precision": "bf16-mixed"}))
     assert np.isclose(full["metrics"]["train/loss"], half["metrics"]["train/loss"], rtol=0.05)
+
+
+class _Interrupt(Callback):
+    """Presses Ctrl-C in the third step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 2:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_training_is_no_failed_point_but_an_interrupt(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(**parts(tmp_path, callbacks=[_Interrupt()]))
+    assert not Run(tmp_path / "run").finished
+
+
+def test_a_finished_run_of_other_inputs_is_refused(tmp_path):
+    fit(**parts(tmp_path))
+    path = tmp_path / "run" / "run.json"
+    info = json.loads(path.read_text())
+    info["inputs"] = dict.fromkeys(info["inputs"], "of yesterday")
+    path.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"input .*there: 'of yesterday'"):
+        fit(**parts(tmp_path))

@@ -44,12 +44,18 @@ def predict(
 def _predict_split(module: LightningModule, loader: Iterable[Any]) -> dict[str, np.ndarray]:
     parts: dict[str, list[Tensor]] = {}
     for index, batch in enumerate(loader):
-        batch = {key: value.to(module.device, non_blocking=True) for key, value in batch.items()}
+        batch = {key: _as_input(value.to(module.device, non_blocking=True), module) for key, value in batch.items()}
         for name, column in module.predict_step(batch, index).items():
             parts.setdefault(name, []).append(column)
     columns = {name: torch.cat(values).cpu() for name, values in parts.items()}
     order = torch.argsort(columns["row"])
     return {name: _numpy(column[order]) for name, column in columns.items()}
+
+
+def _as_input(value: Tensor, module: LightningModule) -> Tensor:
+    """Give images the model's own number format where its weights are half-precision (`bf16-true`)."""
+    is_image = value.is_floating_point() and value.ndim > 1
+    return value.to(next(module.parameters()).dtype) if is_image else value
 
 
 def _numpy(column: Tensor) -> np.ndarray:
@@ -137,6 +143,14 @@ def run_info(record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, par
 # --- a curve without training -----------------------------------------------------------------------------------------
 
 
+def inputs_if_there(backbone: Any, data: Any) -> dict[str, str] | None:
+    """Give the hashes of a run's inputs, or None where they are not at hand (moved away, or a hub that is offline)."""
+    try:
+        return {**backbone.inputs(), **data.inputs()}
+    except (OSError, ValueError):
+        return None
+
+
 def level_run(folder: Path, record: Mapping[str, Any], sparsity: Fraction | None) -> tuple[Run, dict[str, Any]]:
     """Give the run of one level of a curve, and the record that run.json has of it."""
     level = None if sparsity is None else float(sparsity)
@@ -168,9 +182,11 @@ def evaluate_curve(
     levels = sorted({exact_sparsity(value) for value in sparsities}, key=lambda level: level or Fraction(0))
     record = record or {"config": _curve_config(backbone, data, task, pruner, seed, precision)}
     runs = [level_run(Path(folder), record, level) for level in levels]
+    there = inputs_if_there(backbone, data)
     for run, own in runs:
         if run.finished:
             run.check_config(own["config"])
+            run.check_inputs(there)
     if all(run.finished for run, _ in runs):
         return [run.metrics for run, _ in runs]
     data.check()

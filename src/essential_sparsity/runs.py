@@ -211,7 +211,7 @@ class Run:
         """
         if (self.path / "run.json").is_file():
             self.check_config(info["config"])
-            self._check_inputs(info.get("inputs"))
+            self.check_inputs(info.get("inputs"))
         (self.path / "failure.json").unlink(missing_ok=True)
         write_json(self.path / "run.json", {**info, "run_format": RUN_FORMAT})
         config = info.get("config")
@@ -226,7 +226,8 @@ class Run:
         if found := differences(identity(config), identity(there["config"])):
             raise ForeignRun(self.path, found)
 
-    def _check_inputs(self, inputs: Mapping[str, str] | None) -> None:
+    def check_inputs(self, inputs: Mapping[str, str] | None) -> None:
+        """Raise ForeignRun where the run was computed from other inputs; None, here or there, is not compared."""
         there = self.info.get("inputs")
         if inputs is not None and there is not None and (found := differences(inputs, there)):
             raise ForeignRun(self.path, [f"input {line}" for line in found])
@@ -242,10 +243,6 @@ class Run:
         """Write failure.json in the place of metrics.json."""
         content = {"kind": kind, "message": message, "traceback": traceback, "step": step}
         write_json(self.path / "failure.json", content)
-
-    def reopen(self) -> None:
-        """Make a finished run unfinished again (it lacks something that is asked for now)."""
-        (self.path / "metrics.json").unlink(missing_ok=True)
 
     def write_predictions(self, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
         """Write predictions.parquet: one line per evaluation row, from split → column → array [rows]."""

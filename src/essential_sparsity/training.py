@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from essential_sparsity.callbacks import PruningCallback
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
 from essential_sparsity.callbacks.loader_position import LoaderPosition
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
-from essential_sparsity.evaluation import layer_rows, predict, result, run_info
+from essential_sparsity.evaluation import inputs_if_there, layer_rows, predict, result, run_info
 from essential_sparsity.pruning import Global, Magnitude, Pruner, Unstructured, exact_sparsity, prunable_weights
 from essential_sparsity.runs import Run
 from essential_sparsity.seeds import derive
@@ -57,8 +58,12 @@ def fit(
     sparsity = exact_sparsity(sparsity)
     record = record or {"config": _config_of(backbone, data, task, pruner, sparsity, seed, trainer, parent)}
     with run.lock():
-        if _is_done(run, keep, record):
-            return run.metrics
+        if run.finished:
+            run.check_config(record["config"])
+            run.check_inputs(_inputs_if_there(backbone, data, parent))
+            if not ("model" in keep and not run.model.is_dir()):
+                return run.metrics
+            warnings.warn(f"{run.path} is finished but has no model/: it is trained again for it", stacklevel=2)
         data.check()
         if parent is None:
             backbone.check()
@@ -85,16 +90,14 @@ def _as_run(run: Run | Path | str) -> Run:
     return run if isinstance(run, Run) else Run(Path(run))
 
 
-def _is_done(run: Run, keep: Sequence[str], record: Mapping[str, Any]) -> bool:
-    """Whether nothing is left to do; a finished run that lacks an asked `model/` is trained again, saying so."""
-    if not run.finished:
-        return False
-    run.check_config(record["config"])
-    if "model" in keep and not run.model.is_dir():
-        warnings.warn(f"{run.path} is finished but has no model/: it is trained again for it", stacklevel=3)
-        run.reopen()
-        return False
-    return True
+def _inputs_if_there(backbone: Any, data: Any, parent: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Give the hashes that a finished run is checked against; None where its inputs are not at hand any more."""
+    if parent is not None:
+        model = _as_run(parent["run"]).model
+        if not model.is_dir():
+            return None
+        backbone = dataclasses.replace(backbone, path=str(model), pretrained=True)
+    return inputs_if_there(backbone, data)
 
 
 def _config_of(*arguments: Any) -> dict[str, Any]:
@@ -176,20 +179,28 @@ class _Stage:
     def _fit(self, trainer: Trainer, module: LightningModule, loader: Any, resumed: Path | None) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a name that torch renames
-            trainer.fit(
-                module,
-                train_dataloaders=loader,
-                val_dataloaders=list(self.data.evaluation_dataloaders().values()),
-                ckpt_path=resumed,
-                weights_only=True,
-            )
+            try:
+                trainer.fit(
+                    module,
+                    train_dataloaders=loader,
+                    val_dataloaders=list(self.data.evaluation_dataloaders().values()),
+                    ckpt_path=resumed,
+                    weights_only=True,
+                )
+            except SystemExit as error:  # Lightning's way out of Ctrl-C and of SIGTERM: it must end a sweep, too
+                if isinstance(error, SIGTERMException) or isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt from error
+                raise
+            except Exception as error:
+                error.step = trainer.global_step  # type: ignore[attr-defined]
+                raise
         module.to(trainer.strategy.root_device)
 
     def _trainer(
         self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any
     ) -> tuple[Trainer, CheckpointEvery]:
         settings = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
-        if settings.get("devices", 1) not in (1, "1", "auto"):
+        if settings.get("devices", 1) not in (1, "1"):
             raise ValueError(
                 f"trainer.devices={settings['devices']} is not supported yet: use 1, and sweep points side by side"
             )

@@ -65,3 +65,21 @@ def test_plan_computes_nothing_and_says_what_it_would_cost(command, tmp_path):
     assert "8 of 8 points to compute, 1 parents to train first" in out
     assert "evaluation rows and 2 seeds can prove a sparsity free within" in out
     assert not list((tmp_path / "outputs").glob("*/*/run.json"))
+
+
+def test_a_shorter_fine_tuning_is_no_shorter_pre_training(command):
+    def parent_of(words):
+        code, out, err = command(f"train experiment=demo plan=true sparsity=0.5 seed=0 pruner=omp {words}")
+        assert code == 0, err
+        return out
+
+    assert "1 parents to train first" in parent_of("")
+    from omegaconf import OmegaConf
+
+    from essential_sparsity.apps import conf
+
+    run = {"trainer": {"max_epochs": 4, "max_steps": 50, "precision": "bf16-mixed"}, "optimizer": {"lr": 1.0}}
+    config = OmegaConf.create({**run, "pretraining_seed": 0, "parent": {"trainer": {"max_epochs": 40}}})
+    parent = list(conf._stages(config))[1]
+    assert parent.trainer.max_epochs == 40 and parent.trainer.max_steps == -1
+    assert parent.trainer.precision == "bf16-mixed" and parent.optimizer.lr != 1.0

@@ -131,3 +131,12 @@ def test_missing_files_texts_and_formats_are_named(tmp_path: Path) -> None:
         table(tmp_path, suffix=".parquet", train=[("a", None, "yes"), ("b", "c", "no")]).check()
     with pytest.raises(ValueError, match=r"name a file, or give data.num_holdout_rows"):
         Table(train=good.train, text="question", label="answer")
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "pearson", "squad_f1"])
+def test_a_metric_that_does_not_fit_classes_is_refused_before_training(metric, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("text,label\nfine,0\nbad,1\ngood,0\nawful,1\n")
+    data = Table(train=tmp_path / "a.csv", text="text", label="label", validation=tmp_path / "b.csv", metric=metric)
+    with pytest.raises(ValueError, match=f"data.metric={metric} does not fit 2 classes: choose one of accuracy"):
+        data.check()

@@ -16,8 +16,14 @@ _PACKAGED = Path(__file__).resolve().parent.parent / "conf"
 CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[3] / "conf"
 """The folder of our YAML files: packed into the wheel, or the repository's."""
 
-INHERITED = ("backbone", "optimizer", "schedule", "trainer", "callbacks", "data", "task")
+INHERITED = ("backbone", "trainer", "callbacks", "data", "task")
 """What a parent takes from the run where it says nothing itself; it is dense unless it says otherwise."""
+
+OWN_LENGTH = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
+"""What a parent's trainer does not take from the run: a shorter fine-tuning is no shorter pre-training."""
+
+OWN_DEFAULTS = {"optimizer": "adamw", "schedule": "linear"}
+"""Where a parent's optimizer and schedule start from, as those of a run do: not from the run's own choice."""
 
 GROUPS = ("experiment", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
 SILENT_OVERRIDES = (
@@ -113,12 +119,20 @@ def _stages(config: DictConfig) -> Iterator[DictConfig]:
     parent = config.get("parent")
     if parent is None:
         return
+    for group, name in OWN_DEFAULTS.items():
+        own = parent.get(group)
+        if group in config and (own is None or "_target_" not in own):
+            parent[group] = OmegaConf.merge(group_file(group, name), own or {})
     for key in INHERITED:
         own, inherited = parent.get(key), config.get(key)
         replaces = own is not None and "_target_" in own and own._target_ != (inherited or {}).get("_target_")
         if key in config and not replaces:
             node = OmegaConf.to_container(OmegaConf.masked_copy(config, [key]), resolve=False)
             assert isinstance(node, dict)
+            if key == "trainer":
+                default = group_file("trainer", "default")
+                node[key] |= {name: default[name] for name in OWN_LENGTH}
+                node[key] = {name: value for name, value in node[key].items() if not name.startswith("limit_")}
             parent[key] = node[key] if own is None else OmegaConf.merge(node[key] or {}, own)
     defaults = {"seed": config.pretraining_seed, "sparsity": None, "parent": None, "paths": None}
     for key, value in defaults.items():

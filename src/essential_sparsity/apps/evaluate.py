@@ -15,19 +15,24 @@ def job(composed: DictConfig) -> list[Outcome]:
     from hydra.types import RunMode
 
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    asked = conf.from_hydra(composed)
-    if asked.config.get("data") is None:
-        from essential_sparsity.apps.describe import describe
-
-        describe(asked)
-        return []
+    overrides = [str(text) for text in HydraConfig.get().overrides.task]
     found: list[Outcome] = []
 
     def work() -> Outcome:
+        asked = conf.from_hydra(composed)
+        if asked.config.get("plan"):
+            raise ValueError("plan=true is for train: a level of evaluate costs one pass over the evaluation rows")
+        if asked.config.get("data") is None:
+            from essential_sparsity.apps.describe import describe
+
+            describe(asked)
+            return Outcome("described", overrides)
         found.extend(curve(asked))
         return found[-1]
 
-    outcome = guarded(work, overrides=asked.overrides, run=None, record=None, always=sweeping)
+    outcome = guarded(work, overrides=overrides, run=None, record=None, always=sweeping)
+    if outcome.status == "described":
+        return []
     outcomes = found or [outcome]
     if not sweeping:
         sweeps.outcomes.extend(outcomes)

@@ -34,7 +34,7 @@ def job(composed: DictConfig) -> Outcome:
     outcome = guarded(
         work,
         overrides=asked.overrides if asked else overrides,
-        run=asked.run if asked else None,
+        run=asked.run if asked and not asked.config.get("plan") else None,
         record=asked.record if asked else None,
         always=sweeping,
     )
@@ -46,12 +46,8 @@ def job(composed: DictConfig) -> Outcome:
 
 
 def point(asked: conf.Asked) -> Outcome:
-    """Train one point; a finished one is told from its files alone, before anything heavy is imported."""
+    """Train one point, or find that it is finished, from the same configuration and inputs."""
     run = asked.run
-    save_model = bool(asked.config.get("save_model"))
-    if run.finished and not (save_model and not run.model.is_dir()) and not asked.config.get("plan"):
-        run.check_config(asked.recorded)
-        return Outcome("there", asked.overrides, str(run.path), metrics=run.metrics)
     if asked.config.get("plan"):
         from essential_sparsity.apps.plan import plan_point
 
@@ -59,9 +55,11 @@ def point(asked: conf.Asked) -> Outcome:
     from essential_sparsity.training import fit
 
     conf.quiet_lightning()
+    nothing_to_do = run.finished and not (asked.config.get("save_model") and not run.model.is_dir())
     started = time.monotonic()
     metrics = fit(**arguments(asked))
-    return Outcome("finished", asked.overrides, str(run.path), time.monotonic() - started, metrics)
+    status = "there" if nothing_to_do else "finished"
+    return Outcome(status, asked.overrides, str(run.path), time.monotonic() - started, metrics)
 
 
 def arguments(asked: conf.Asked) -> dict[str, Any]:

@@ -72,8 +72,9 @@ class ImageFolder(ImageData):
         """Give a hash of each folder's file names and sizes (not of every pixel: folders may hold hundreds of GB)."""
         if not self.classes:
             self.check()
-        folders = [folder for folder in (self.train, self.validation) if folder is not None]
-        return {folder.name: _digest(folder, self._files(folder)) for folder in folders}
+        folders = {"train": self.train, "validation": self.validation}
+        found = {f"{role}: {folder.name}": folder for role, folder in folders.items() if folder is not None}
+        return {name: _digest(folder, self._files(folder)) for name, folder in found.items()}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count the files."""

@@ -16,6 +16,10 @@ from essential_sparsity.inputs import file_digest, suggest
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
 
 
+METRICS_OF_CLASSES = ("accuracy", "matthews", "f1")
+METRICS_OF_VALUES = ("pearson", "spearman")
+
+
 class Table(ClassificationData):
     """Texts of one's own: `train` and `validation` files, `text` column names (one or two), a `label` column.
 
@@ -58,6 +62,11 @@ class Table(ClassificationData):
         """Check that the files, their columns and labels are there; reads the label columns alone where it can."""
         train = read_columns(self.train, [*self.text, self.label])
         self._learn_labels(train[self.label].combine_chunks())
+        fitting = METRICS_OF_VALUES if self.num_labels == 1 else METRICS_OF_CLASSES
+        if self.metric not in fitting or (self.metric == "f1" and self.num_labels != 2):
+            kind = "values" if self.num_labels == 1 else f"{self.num_labels} classes"
+            fits = [name for name in fitting if name != "f1" or self.num_labels == 2]
+            raise ValueError(f"data.metric={self.metric} does not fit {kind}: choose one of {', '.join(fits)}")
         tables = [train]
         self._labels(train, self.train)
         if self.validation is not None:
@@ -142,7 +151,8 @@ class Table(ClassificationData):
 
     def inputs(self) -> dict[str, str]:
         """Give the sha256 of both files."""
-        return {file.name: file_digest(file) for file in (self.train, self.validation) if file is not None}
+        files = {"train": self.train, "validation": self.validation}
+        return {f"{role}: {file.name}": file_digest(file) for role, file in files.items() if file is not None}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Give the rows that `check` counted."""
