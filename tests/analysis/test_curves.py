@@ -82,6 +82,13 @@ def test_seeds_that_repeat_the_runs_seed_do_not_split_a_curve(tmp_path: Path) ->
     assert len(curves_of(tmp_path)) == 1
 
 
+def test_parents_of_another_sparsity_make_curves_of_their_own(tmp_path: Path) -> None:
+    for level in (0.0, 0.5):
+        write_sweep(tmp_path, num_rows=50, levels=(0.0, 0.5), seeds=(0, 1), parent={"sparsity": level})
+    curves = curves_from_runs(read_runs(tmp_path))
+    assert len(curves) == 2
+
+
 def test_pretraining_seeds_are_curves_of_their_own(tmp_path: Path) -> None:
     write_sweep(tmp_path, levels=(0.0, 0.5))
     write_sweep(tmp_path, levels=(0.0, 0.5), pretraining_seed=1)

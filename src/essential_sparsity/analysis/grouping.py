@@ -18,7 +18,9 @@ def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
     A Hydra choice stands for its whole node (`backbone: bert_base`); beside it only those of its keys are kept that
     vary under one choice. Seeds and sparsities that merely repeat the run's own (`parent.seed: ${seed}`) are dropped.
     """
-    flat = [_without_echoes(flatten(identity(record.config)), record) for record in records]
+    flat = [flatten(identity(record.config)) for record in records]
+    echoes = _echoes(flat)
+    flat = [_without_axes(source, echoes) for source in flat]
     choices = [_choices(record) for record in records]
     nodes = sorted(set.intersection(*(set(choice) for choice in choices))) if choices else []
     keys: list[Keys] = [{} for _ in records]
@@ -76,13 +78,19 @@ def _add_node(keys: list[Keys], node: str, names: Sequence[str], flat: Sequence[
             target[key] = source.get(key)
 
 
-def _without_echoes(flat: Keys, record: RunRecord) -> Keys:
+def _echoes(flat: Sequence[Keys]) -> set[str]:
+    """Name the keys that end in `sparsity` and repeat the run's own in every run; a parent's own is none of them."""
+    names = {key for source in flat for key in source if key.endswith(".sparsity")}
+    return {key for key in names if all(key not in source or source[key] == source.get("sparsity") for source in flat)}
+
+
+def _without_axes(flat: Keys, echoes: set[str]) -> Keys:
     """Drop the curve's own axes, whatever repeats the sparsity, and N of an N:M pattern (a curve fixes M)."""
     of_m = "pruner.pattern.of" in flat
     return {
         key: value
         for key, value in flat.items()
-        if key not in AXES and key.rsplit(".", 1)[-1] != "sparsity" and not (of_m and key == "pruner.pattern.keep")
+        if key not in AXES and key not in echoes and not (of_m and key == "pruner.pattern.keep")
     }
 
 
