@@ -1,6 +1,7 @@
 """What all labelled data sets share: which rows are trained on, which evaluated, and the loaders over them."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def choose_rows(
     return np.sort(train[:num_train_rows]), holdout, int(repeated.sum())
 
 
-class ClassificationData:
+class ClassificationData(ABC):
     """Training rows and named evaluation splits of labelled examples; subclasses read and prepare them.
 
     Order of use: `check()` (cheap), `prepare(preprocessing)`, `seed(order_seed)`, loaders. The first evaluation split
@@ -146,21 +147,25 @@ class ClassificationData:
 
     # --- what a subclass adds ---
 
+    @abstractmethod
     def check(self) -> None:
         """Check names, files, columns and labels from metadata, before any model is loaded."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def prepare(self, preprocessing: Any) -> None:
         """Prepare the rows for a backbone's preprocessing, once; results are memory-mapped files in the cache."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def inputs(self) -> dict[str, str]:
         """Give a hash (or hub revision) per input: part of a run's identity."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count rows without preparing them: training rows, and evaluation rows per split."""
-        raise NotImplementedError
+        ...
 
     # --- selection ---
 
