@@ -7,6 +7,9 @@ from pathlib import Path
 APPS = {
     "train": "fine-tune or pre-train one run, dense or masked, or a sweep of them; parents first",
     "evaluate": "prune and evaluate without training; without data: describe a model and its sparsity",
+    "lottery": "iterative magnitude pruning with rewinding: tickets, one run per round",
+    "prune": "checkpoint in, pruned checkpoint and masks out, streaming, any size",
+    "compare": "similarity of masks against chance, other seeds and displaced weights: similarity.csv",
     "report": "runs to curves, essential sparsity, figures and one HTML page",
 }
 
