@@ -258,7 +258,9 @@ def test_a_wrong_sparsity_is_refused_before_anything_is_counted() -> None:
 
 def test_pruners_are_values_with_descriptions() -> None:
     assert Pruner() == Pruner(Magnitude(), Global(), Unstructured())
-    assert repr(Pruner(Random(4))) == "Pruner(score=Random(seed=4), allocation=Global(), pattern=Unstructured())"
+    assert repr(Pruner(Random(4))) == (
+        "Pruner(score=Random(seed=4), allocation=Global(), pattern=Unstructured(), calibration=None)"
+    )
     described = Pruner(Random(4), Uniform()).describe()
     assert described == {"score": "random(seed=4)", "allocation": "uniform", "pattern": "unstructured"}
     masks = Pruner(Random(4), Uniform())(_weights(), sparsity="0.29")

@@ -15,15 +15,17 @@ from essential_sparsity.pruning.architecture import (
 from essential_sparsity.pruning.histogram import MagnitudeHistogram
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import Unstructured
-from essential_sparsity.pruning.pruner import Pruner, Ranking
+from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
 from essential_sparsity.pruning.scores import Magnitude, Random
 
 __all__ = [
     "Architecture",
+    "Calibration",
     "Global",
     "Magnitude",
     "MagnitudeHistogram",
     "Masks",
+    "Pruned",
     "Pruner",
     "Random",
     "Ranking",

@@ -1,18 +1,53 @@
 """Pruner = score × allocation × pattern: rank the weights once, cut at any sparsity."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from essential_sparsity.pruning.allocations import Allocation, Global, exact_sparsity
-from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
+from essential_sparsity.pruning.architecture import Architecture, architecture_of, natural_order, prunable_weights
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import Pattern, Unstructured
 from essential_sparsity.pruning.scores import Magnitude, Score
 from essential_sparsity.pruning.thresholds import Competitors
+
+Batch = dict[str, Tensor]
+
+
+class Calibration(Protocol):
+    """Where a calibrated pruner's batches come from: a source of the data layer."""
+
+    def check(self) -> None:
+        """Raise ValueError where the source is missing or too small, before a model is loaded."""
+        ...
+
+    def inputs(self) -> dict[str, str]:
+        """Give the hashes of what is read."""
+        ...
+
+    def batches(self, preprocessing: Any, data: Any) -> list[Batch]:
+        """Give the batches, in a fixed order."""
+        ...
+
+    def describe(self) -> str:
+        """Name source, rows, length and seed in one line."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """What choosing gives: masks, corrected weights by canonical name with zeros in place (None: as they were), notes.
+
+    `notes` are for metrics.json, such as `{"num_damped": 0, "num_calibration_rows": 128}`.
+    """
+
+    masks: Masks
+    weights: Mapping[str, Tensor] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,18 +57,66 @@ class Pruner:
     score: Score = field(default_factory=Magnitude)
     allocation: Allocation = field(default_factory=Global)
     pattern: Pattern = field(default_factory=Unstructured)
+    calibration: Calibration | None = None
 
-    def __call__(self, weights: Mapping[str, Tensor], *, sparsity: object = None) -> Masks:
+    def __call__(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        sparsity: object = None,
+        statistics: Mapping[str, Tensor] | None = None,
+        architecture: Architecture | None = None,
+    ) -> Masks:
         """Choose the masks for one sparsity: `rank(weights).masks(sparsity)`."""
         wanted = self.resolve(sparsity)
-        return self.rank(weights).masks(wanted)
+        return self.rank(weights, statistics=statistics, architecture=architecture).masks(wanted)
 
-    def rank(self, weights: Mapping[str, Tensor]) -> "Ranking":
-        """Count the scores of weights by canonical name, once; raises ValueError naming one that cannot be ranked."""
-        return Ranking(self, weights)
+    def rank(
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        statistics: Mapping[str, Tensor] | None = None,
+        architecture: Architecture | None = None,
+    ) -> "Ranking":
+        """Count the scores of weights by canonical name, once; raises ValueError naming one that cannot be ranked.
 
-    def resolve(self, sparsity: object) -> Fraction:
-        """Give the exact sparsity that is meant, or raise ValueError where it is none or contradicts the pattern."""
+        `statistics` are a calibrated score's: one value per input of each weight, by canonical name. `architecture`
+        tells layouts (fused, transposed); without it the canonical names do, and matrices of no known family are
+        [out, in].
+        """
+        return Ranking(self, weights, statistics=statistics, architecture=architecture)
+
+    def prune(
+        self,
+        model: nn.Module,
+        *,
+        sparsity: object = None,
+        architecture: Architecture | None = None,
+        batches: Sequence[Batch] | None = None,
+        forward: Callable[[Batch], Any] | None = None,
+    ) -> Pruned:
+        """Choose the masks of a model (or of a module that wraps it), without changing it.
+
+        A calibrated score walks the model over `batches` by `forward` (default: `model(**batch)`); no other looks at
+        them. Raises ValueError where it gets none.
+        """
+        wanted = self.resolve(sparsity)
+        if not self.score.needs_statistics:
+            weights = prunable_weights(model, architecture)
+            return Pruned(self(weights, sparsity=wanted, architecture=architecture))
+        if not batches:
+            raise ValueError(f"pruner {self.score.describe()} has no calibration rows: {CALIBRATE}")
+        from essential_sparsity.pruning.calibration import prune_calibrated
+
+        return prune_calibrated(
+            self, model, sparsity=wanted, architecture=architecture, batches=batches, forward=forward
+        )
+
+    def resolve(self, sparsity: object) -> Fraction | None:
+        """Give the exact sparsity that is meant, or raise ValueError where it is none or contradicts the pattern.
+
+        None: what is implied cannot be told without the weights.
+        """
         return self.pattern.resolve(exact_sparsity(sparsity))
 
     def describe(self) -> dict[str, str]:
@@ -42,16 +125,40 @@ class Pruner:
         return {part: value.describe() for part, value in parts.items()}
 
 
+CALIBRATE = "give a source of calibration text or rows (pruner.calibration=…), or batches to prune()"
+
+
+def layout_of(names: Iterable[str], architecture: Architecture | None) -> Architecture | None:
+    """Give the architecture, recognised by canonical names where it is not given; None where no family has them."""
+    if architecture is not None:
+        return architecture
+    try:
+        return architecture_of(names)
+    except ValueError:
+        return None
+
+
 class Ranking:
     """Weights ranked once: masks of rising sparsity are nested, and each costs one pass over the weights."""
 
-    def __init__(self, pruner: Pruner, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        pruner: Pruner,
+        weights: Mapping[str, Tensor],
+        *,
+        statistics: Mapping[str, Tensor] | None = None,
+        architecture: Architecture | None = None,
+    ) -> None:
         if not weights:
             raise ValueError("weights={} names no weight to rank: give prunable_weights(model)")
+        if pruner.score.needs_statistics and not statistics:
+            raise ValueError(f"score {pruner.score.describe()} has no statistics: {CALIBRATE}")
         self.pruner = pruner
         self._weights = weights
         self._shapes = {name: tuple(weights[name].shape) for name in sorted(weights, key=natural_order)}
-        score = pruner.score
+        layout = layout_of(self._shapes, architecture)
+        score = pruner.score.bind(statistics or {}, self._shapes, layout.input_axis if layout else 1)
+        self._score = score
         self._form = score.form(weights)
         sizes = {name: weights[name].numel() for name in self._shapes}
         groups = pruner.allocation.groups(list(self._shapes))
@@ -83,7 +190,7 @@ class Ranking:
         found: list[dict[str, float]] = [{} for _ in levels]
         for competitors, counts in zip(self._groups, self._nums_pruned(levels)):
             for values, cut in zip(found, competitors.cut(counts)):
-                value = self.pruner.score.value(cut.code, self._form) if cut.code <= 0x7FFFFFFF else math.inf
+                value = self._score.value(cut.code, self._form) if cut.code <= 0x7FFFFFFF else math.inf
                 values.update(dict.fromkeys(competitors.sizes, value))
         return [{name: values[name] for name in self._shapes} for values in found]
 
@@ -113,9 +220,9 @@ class Ranking:
 
     def _resolve(self, sparsities: Iterable[object]) -> list[Fraction]:
         """Give the exact sparsities, and count again where the ranked weights were zeroed in the meantime."""
-        levels = [self.pruner.resolve(sparsity) for sparsity in sparsities]
+        levels = [self.pruner.resolve(sparsity) or Fraction(0) for sparsity in sparsities]
         versions = self._read_versions()
-        if self.pruner.score.reads_weights and versions != self._versions:
+        if self._score.reads_weights and versions != self._versions:
             for competitors in self._groups:
                 competitors.recount()
             self._versions = versions

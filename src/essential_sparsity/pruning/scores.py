@@ -21,6 +21,16 @@ class Score(Protocol):
     reads_weights: ClassVar[bool]
     """False where the score depends on names and places alone."""
 
+    needs_statistics: ClassVar[bool]
+    """True where `bind` must be given statistics of the model's activations."""
+
+    def bind(self, statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], input_axis: int) -> "Score":
+        """Give the score of weights of these shapes; `statistics` [in_features] by name, `input_axis` runs over them.
+
+        Raises ValueError naming a weight whose statistics are missing or do not fit.
+        """
+        ...
+
     def form(self, weights: Mapping[str, Tensor]) -> str:
         """Check the weights and give the number format in which all of them are scored."""
         ...
@@ -47,6 +57,11 @@ class Magnitude:
     """Score |w|: the smallest weights go first (the paper's one-shot magnitude pruning)."""
 
     reads_weights: ClassVar[bool] = True
+    needs_statistics: ClassVar[bool] = False
+
+    def bind(self, statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], input_axis: int) -> Score:
+        """Give itself: no statistics are needed."""
+        return self
 
     def form(self, weights: Mapping[str, Tensor]) -> str:
         """Give the weights' dtype, or fp32 for a mixed model; other dtypes raise ValueError."""
@@ -82,6 +97,11 @@ class Random:
 
     seed: int = 0
     reads_weights: ClassVar[bool] = False
+    needs_statistics: ClassVar[bool] = False
+
+    def bind(self, statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], input_axis: int) -> Score:
+        """Give itself: no statistics are needed."""
+        return self
 
     def form(self, weights: Mapping[str, Tensor]) -> str:
         """Random scores have 31 bits, whatever the weights' dtype."""
