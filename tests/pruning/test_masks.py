@@ -189,6 +189,8 @@ def test_similarity_equals_its_formulas_on_vectors() -> None:
                 "layer_matched_chance": float(matched) if name == "total" else chance,
                 "kappa": (cosine - chance) / (1 - chance),
                 "jaccard_removed": float(removed),
+                "nested_in_other": float(not (a > b).any()),
+                "contains_other": float(not (b > a).any()),
             }
         )
     assert ours.cosine(theirs) == pytest.approx(float(rows["total"]["cosine"]))

@@ -55,11 +55,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def quoted(word: str) -> str:
-    """Quote the path in `key=path` where it exists: run folders' own names hold `=` and `,`, which Hydra reads."""
+    """Quote the paths in `key=path` and `key=[path,path]` that exist: run folders' names hold `=`, `,` and `~`."""
     key, equals, value = word.partition("=")
-    if equals and any(sign in value for sign in "=,~ ") and value[:1] not in "\"'[{" and Path(value).exists():
-        return f'{key}="{value}"'
-    return word
+    if not equals or any(sign in value for sign in "\"'{"):
+        return word
+    if value[:1] == "[" and value[-1:] == "]" and not _found(value):
+        return f"{key}=[{','.join(map(_quoted_path, _elements(value[1:-1])))}]"
+    return f"{key}={_quoted_path(value)}"
+
+
+def _elements(text: str) -> list[str]:
+    """Split a list at its commas, but for those inside the name of a path that is there."""
+    parts, found = text.split(","), []
+    while parts:
+        whole = range(len(parts), 0, -1)
+        length = next((n for n in whole if _found(",".join(parts[:n]).strip())), 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return found
+
+
+def _quoted_path(value: str) -> str:
+    return f'"{value}"' if any(sign in value for sign in "=,~[] ") and _found(value) else value
+
+
+def _found(value: str) -> bool:
+    """Say whether a path is there, or something that a pattern matches."""
+    path = Path(value)
+    try:
+        return bool(value) and (path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+    except (OSError, ValueError):  # too long for a name, or no pattern: no path
+        return False
 
 
 def run(name: str) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -182,7 +182,7 @@ class Masks(Mapping[str, Tensor]):
 
     def cosine(self, other: "Masks") -> float:
         """Cosine similarity of the two masks as 0-1 vectors; NaN where one keeps nothing."""
-        return _similarity(self._overlap(other, list(self)))["cosine"]
+        return _similarity(self._overlap(other))["cosine"]
 
     def similarity(self, other: "Masks") -> list[dict[str, str | int | float]]:
         """Compare with other masks, per weight and in total (the last row), against chance.
@@ -190,21 +190,22 @@ class Masks(Mapping[str, Tensor]):
         Columns: weight, num, density, other_density, cosine, chance = √(d₁d₂),
         layer_matched_chance = Σ n d₁ d₂ / √(K₁K₂),
         kappa = (cosine − chance) / (1 − chance), jaccard_removed of the removed sets. NaN where one is undefined.
+        nested_in_other: the other keeps all that this keeps; contains_other: the reverse.
         """
-        rows: list[dict[str, str | int | float]] = []
-        for label, names in [*((name, [name]) for name in self), ("total", list(self))]:
-            rows.append({"weight": label, **_similarity(self._overlap(other, names))})
-        return rows
+        counts = self._overlap(other)
+        rows = [{"weight": name, **_similarity([count])} for name, count in zip(self, counts)]
+        return [*rows, {"weight": "total", **_similarity(counts)}]
 
-    def _overlap(self, other: "Masks", names: Iterable[str]) -> list[tuple[int, int, int, int]]:
+    def _overlap(self, other: "Masks") -> list[tuple[int, int, int, int]]:
         """Count per weight: (n, kept here, kept there, kept in both)."""
         self._check_comparable(other)
         return [
-            (self.num(n), self.num_kept(n), other.num_kept(n), _count_ones(self.bits[n] & other.bits[n])) for n in names
+            (self.num(n), self.num_kept(n), other.num_kept(n), _count_ones(self.bits[n] & other.bits[n])) for n in self
         ]
 
     def _check_comparable(self, other: "Masks") -> None:
-        apart = sorted(set(self) ^ set(other), key=natural_order) or [n for n in self if self.num(n) != other.num(n)]
+        apart = sorted(set(self) ^ set(other), key=natural_order)
+        apart = apart or [name for name in self if tuple(self.shapes[name]) != tuple(other.shapes[name])]
         if apart:
             raise ValueError(
                 f"the masks cover different weights ({', '.join(map(repr, apart[:3]))}): compare one model's"
@@ -254,4 +255,6 @@ def _similarity(counts: list[tuple[int, int, int, int]]) -> dict[str, int | floa
         "layer_matched_chance": matched,
         "kappa": (cosine - chance) / (1 - chance) if chance < 1 else math.nan,
         "jaccard_removed": removed / union_removed if union_removed else math.nan,
+        "nested_in_other": both == kept,
+        "contains_other": both == other,
     }
