@@ -21,7 +21,8 @@ from essential_sparsity.runs import atomic_path
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer dtypes by size in bytes, to look at a tensor's bits."""
 
-_FORMAT = "essential_sparsity masks 1"
+FORMAT = "essential_sparsity masks 1"
+"""What a masks file calls itself in its metadata."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +135,7 @@ class Masks(Mapping[str, Tensor]):
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all."""
         metadata = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "shapes": json.dumps({name: list(shape) for name, shape in self.shapes.items()}),
             "score": self.score,
             "allocation": self.allocation,
@@ -152,8 +153,8 @@ class Masks(Mapping[str, Tensor]):
         """Read a file that `save` wrote; raises ValueError naming a file that is cut short or holds no masks."""
         stored = Checkpoint.open(path)
         metadata = stored.metadata
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{path} holds no masks (format {metadata.get('format')!r}, expected {_FORMAT!r})")
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no masks (format {metadata.get('format')!r}, expected {FORMAT!r})")
         shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
         requested = metadata.get("requested")
         return cls(
