@@ -14,7 +14,7 @@ LAYERS = {
     "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1,
     "analysis": 2,
     "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3,
-    "evaluation": 4, "training": 4,
+    "evaluation": 4, "similarity": 4, "training": 4,
     "report": 5,
     "apps": 6, "hydra_plugins": 6,
 }  # fmt: skip
