@@ -118,6 +118,25 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._stored[name]
 
 
+class Renamed(Mapping[str, Tensor]):
+    """Tensors of a checkpoint under other names: own name → the checkpoint's; each is loaded when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self._stored, self._names = stored, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Load one tensor."""
+        return self._stored[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the own names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Number of tensors."""
+        return len(self._names)
+
+
 _digests: dict[tuple[Path, int, int], str] = {}
 
 

@@ -1,6 +1,9 @@
 """Predictions of a model, what they are worth, and a zero-shot curve over nested masks with one model load."""
 
 import contextlib
+import dataclasses
+import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -15,10 +18,13 @@ from torch import Tensor
 
 from essential_sparsity import provenance
 from essential_sparsity.analysis.metrics import METRICS
-from essential_sparsity.pruning import Masks, Pruner, exact_sparsity, prunable_weights
+from essential_sparsity.callbacks.pruning import forward_of
+from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
 from essential_sparsity.pruning.architecture import Architecture, layer_of
 from essential_sparsity.runs import Run, run_at, run_id
 from essential_sparsity.seeds import derive
+
+log = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, np.ndarray]]
 """split → column (row, label, prediction, loss, …) → array [rows]."""
@@ -143,12 +149,63 @@ def run_info(record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, par
 # --- a curve without training -----------------------------------------------------------------------------------------
 
 
-def inputs_if_there(backbone: Any, data: Any) -> dict[str, str] | None:
+def inputs_of(backbone: Any, data: Any, pruner: Any) -> dict[str, str]:
+    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, calibration."""
+    found = {**backbone.inputs(), **data.inputs()}
+    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
+    for part in parts:
+        found |= part.inputs() if hasattr(part, "inputs") else {}
+    return found
+
+
+def inputs_if_there(backbone: Any, data: Any, pruner: Any) -> dict[str, str] | None:
     """Give the hashes of a run's inputs, or None where they are not at hand (moved away, or a hub that is offline)."""
     try:
-        return {**backbone.inputs(), **data.inputs()}
+        return inputs_of(backbone, data, pruner)
     except (OSError, ValueError):
         return None
+
+
+# --- what pruners need and say ----------------------------------------------------------------------------------------
+
+
+def check_pruner(pruner: Any) -> None:
+    """Check a pruner's files (stored masks, calibration text) before any model is loaded."""
+    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
+    for part in parts:
+        if hasattr(part, "check"):
+            part.check()
+
+
+def calibration_batches(pruner: Any, sparsity: Any, preprocessing: Any, data: Any) -> list[dict[str, Tensor]] | None:
+    """Give the batches that a calibrated pruner reads, or None for the others and for dense runs."""
+    calibration = getattr(pruner, "calibration", None)
+    if calibration is None or pruner.resolve(sparsity) == 0:
+        return None
+    return calibration.batches(preprocessing, data)
+
+
+def weights_digest(inputs: Mapping[str, str]) -> str | None:
+    """Give the hash of a run's starting weights from its inputs' hashes, as `Checkpoint.digest` does; None: no file."""
+    files = {name.rsplit("/", 1)[-1]: value for name, value in inputs.items() if name.endswith(".safetensors")}
+    if len(files) < 2:
+        return next(iter(files.values()), None)
+    lines = "".join(f"{name}:{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def with_parent(masks: Masks, inputs: Mapping[str, str]) -> Masks:
+    """Give masks that name the weights they were chosen on, unless they name what they come from already."""
+    return masks if masks.parent is not None else dataclasses.replace(masks, parent=weights_digest(inputs))
+
+
+def origin_note(pruner: Any, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Say where stored masks were chosen on other weights than those that they are applied to; else nothing."""
+    origin, ours = pruner.origin() if hasattr(pruner, "origin") else None, weights_digest(inputs)
+    if origin is None or ours is None or origin == ours:
+        return {}
+    log.warning("the masks were chosen on weights %s, this model has %s", origin[:8], ours[:8])
+    return {"masks_chosen_on": origin, "applied_to": ours}
 
 
 def level_run(folder: Path, record: Mapping[str, Any], sparsity: Fraction | None) -> tuple[Run, dict[str, Any]]:
@@ -167,7 +224,7 @@ def evaluate_curve(
     *,
     sparsities: Sequence[Any],
     folder: Path | str,
-    pruner: Pruner,
+    pruner: Any,
     seed: int = 0,
     precision: str = "32-true",
     device: str = "auto",
@@ -182,7 +239,7 @@ def evaluate_curve(
     levels = sorted({exact_sparsity(value) for value in sparsities}, key=lambda level: level or Fraction(0))
     record = record or {"config": _curve_config(backbone, data, task, pruner, seed, precision)}
     runs = [level_run(Path(folder), record, level) for level in levels]
-    there = inputs_if_there(backbone, data)
+    there = inputs_if_there(backbone, data, pruner)
     for run, own in runs:
         if run.finished:
             run.check_config(own["config"])
@@ -190,32 +247,72 @@ def evaluate_curve(
     if all(run.finished for run, _ in runs):
         return [run.metrics for run, _ in runs]
     data.check()
+    check_pruner(pruner)
     backbone.check()
-    inputs = {**backbone.inputs(), **data.inputs()}
-    data.prepare(backbone.preprocessing())
+    inputs = inputs_of(backbone, data, pruner)
+    preprocessing = backbone.preprocessing()
+    data.prepare(preprocessing)
     data.seed(derive(seed, "order"))
     model = backbone.build(num_labels=data.num_labels, seed=derive(seed, "head"), require_head=True)
     module, architecture = task(model, num_labels=data.num_labels), backbone.architecture(model)
     module.to(_device(device))
     weights = prunable_weights(model, architecture)
-    ranking, loaders = pruner.rank(weights), data.evaluation_dataloaders()
+    choose, loaders = _chooser(pruner, module, architecture, preprocessing, data), data.evaluation_dataloaders()
     for level, (run, own) in zip(levels, runs, strict=True):
         with run.lock():
             if run.finished:
                 continue
             started = time.monotonic()
             run.start(run_info(own, inputs=inputs, parent=own.get("parent")))
-            masks = ranking.masks(level)
-            masks.apply_(weights)
+            masks, notes = choose(level)
+            masks = with_parent(masks, inputs)
             predictions = predict(module, loaders, precision=precision)
-            metrics = result(predictions, metric=data.metric, masks=masks, requested=level, record=own)
+            wanted = pruner.resolve(level)
+            metrics = result(predictions, metric=data.metric, masks=masks, requested=wanted, record=own)
             run.write_predictions(predictions)
             run.write_layers(layer_rows(weights, masks, architecture))
             masks.save(run.path / "masks.safetensors")
             num_parameters = sum(parameter.numel() for parameter in model.parameters())
-            metrics |= {"seconds": round(time.monotonic() - started, 3), "num_parameters": num_parameters}
+            metrics |= {
+                "seconds": round(time.monotonic() - started, 3),
+                "num_parameters": num_parameters,
+                "pruning": {**notes, **origin_note(pruner, inputs)},
+            }
             run.finish(metrics | {"device": str(module.device)})
     return [run.metrics for run, _ in runs]
+
+
+def _chooser(
+    pruner: Any, module: LightningModule, architecture: Architecture, preprocessing: Any, data: Any
+) -> Callable[[Any], tuple[Masks, Mapping[str, Any]]]:
+    """Give a function that prunes the model to a sparsity, rising from call to call.
+
+    Where scores are the weights' own they are ranked once, and nested masks only remove more. Any other pruner chooses
+    anew at every level, on the weights as they were before the first.
+    """
+    weights = prunable_weights(module, architecture)
+    if hasattr(pruner, "rank") and not pruner.score.needs_statistics:
+        ranking = pruner.rank(weights, architecture=architecture)
+
+        def cut(level: Any) -> tuple[Masks, Mapping[str, Any]]:
+            return ranking.apply_(weights, level), {}
+
+        return cut
+    original = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def choose(level: Any) -> tuple[Masks, Mapping[str, Any]]:
+        for name, weight in weights.items():
+            weight.copy_(original[name])
+        batches = calibration_batches(pruner, level, preprocessing, data)
+        forward = forward_of(module)
+        pruned = pruner.prune(module, sparsity=level, architecture=architecture, batches=batches, forward=forward)
+        for name, weight in weights.items():
+            weight.copy_((pruned.weights or original)[name])
+        pruned.masks.apply_(weights)
+        return pruned.masks, pruned.notes
+
+    return choose
 
 
 def _device(name: str) -> torch.device:

@@ -29,6 +29,9 @@ NEUTRAL_KEYS = (
 )  # fmt: skip
 """Keys that say where, how shown or how kept, not what is computed: no part of a run's identity."""
 
+ROUND_ROLE = "round"
+"""The `role` of a parent that is a lottery's round: a run of its own, and no part of what tells curves apart."""
+
 LONGEST_READABLE = 120
 
 

@@ -15,15 +15,26 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from essential_sparsity.callbacks import PruningCallback
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
 from essential_sparsity.callbacks.loader_position import LoaderPosition
+from essential_sparsity.callbacks.snapshot import Snapshot
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
-from essential_sparsity.evaluation import inputs_if_there, layer_rows, predict, result, run_info
-from essential_sparsity.pruning import Global, Magnitude, Pruner, Unstructured, exact_sparsity, prunable_weights
+from essential_sparsity.checkpoints import Checkpoint, Renamed
+from essential_sparsity.evaluation import (
+    calibration_batches,
+    check_pruner,
+    inputs_if_there,
+    inputs_of,
+    layer_rows,
+    origin_note,
+    predict,
+    result,
+    run_info,
+    with_parent,
+)
+from essential_sparsity.pruning import Masks, exact_sparsity, prunable_names, prunable_weights
+from essential_sparsity.pruning.lottery import OMP, Lottery, Round
 from essential_sparsity.runs import Run
 from essential_sparsity.seeds import derive
-
-OMP = Pruner(Magnitude(), Global(), Unstructured())
-"""One-shot magnitude pruning: one threshold over all prunable weights."""
 
 OWN_TRAINER_KEYS = ("checkpoint_minutes", "checkpoint_steps", "validate")
 
@@ -34,7 +45,7 @@ def fit(
     task: Callable[..., LightningModule],
     *,
     run: Run | Path | str,
-    pruner: Pruner = OMP,
+    pruner: Any = OMP,
     sparsity: Any = None,
     seed: int = 0,
     trainer: Mapping[str, Any] | None = None,
@@ -48,7 +59,9 @@ def fit(
     `task(model, num_labels=…)` gives the LightningModule. `trainer` holds Lightning's Trainer arguments and
     `checkpoint_minutes`, `checkpoint_steps`, `validate`, and `logger`: callables that take `save_dir`. `parent` is a
     mapping of this function's own arguments: that run is finished first, and its `model/` is where this one starts.
-    `keep` names what to keep: "model", "checkpoints". `record` is what run.json says was asked for; its `config`
+    Under a `Lottery` above sparsity 0 the parent is the round before: its trained weights choose the masks, and this
+    run starts from what the first round started from. `keep` names what to keep: "model", "checkpoints", "step=100"
+    (the weights after 100 steps, in `model_at_step=100/`). `record` is what run.json says was asked for; its `config`
     decides the run's identity (default: the arguments).
 
     Errors: ValueError for anything wrong in the arguments, before a model is loaded; BlockingIOError when another
@@ -60,61 +73,106 @@ def fit(
     with run.lock():
         if run.finished:
             run.check_config(record["config"])
-            run.check_inputs(_inputs_if_there(backbone, data, parent))
-            if not ("model" in keep and not run.model.is_dir()):
+            run.check_inputs(inputs_if_there(_started_at(backbone, pruner, sparsity, parent), data, pruner))
+            if not (missing := [part for part in keep if not _kept(run, part).is_dir() and part != "checkpoints"]):
                 return run.metrics
-            warnings.warn(f"{run.path} is finished but has no model/: it is trained again for it", stacklevel=2)
+            lacking = ", ".join(f"{_kept(run, part).name}/" for part in missing)
+            warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
         data.check()
+        check_pruner(pruner)
         if parent is None:
             backbone.check()
+        elif starts_anew(pruner, sparsity):
+            finish_parent(parent, keep=_for_rewinding(pruner, parent))
+            pruner = pruner.after(_round(_as_run(parent["run"])))
         else:
-            backbone = finish_parent(parent, backbone)
-        inputs = {**backbone.inputs(), **data.inputs()}
+            finish_parent(parent)
+        backbone = _started_at(backbone, pruner, sparsity, parent)
+        inputs = inputs_of(backbone, data, pruner)
         parent_id = None if parent is None else _as_run(parent["run"]).info["id"]
         run.start(run_info(record, inputs=inputs, parent=parent_id))
-        stage = _Stage(backbone, data, task, pruner, sparsity, seed, dict(trainer or {}), tuple(callbacks))
+        stage = _Stage(backbone, data, task, pruner, sparsity, seed, dict(trainer or {}), tuple(callbacks), inputs)
         return stage.train(run, keep=keep, record=record)
 
 
-def finish_parent(parent: Mapping[str, Any], backbone: Any) -> Any:
-    """Finish a parent run, waiting for another process that is at it, and give `backbone` with the parent's model."""
+# --- parents ----------------------------------------------------------------------------------------------------------
+
+
+def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)) -> Run:
+    """Finish a parent run, waiting for another process that is at it, and give it with its `model/`."""
     run = _as_run(parent["run"])
-    keep = {"model", *parent.get("keep", ())}
-    if not (run.finished and run.model.is_dir()):
+    keep = sorted({*keep, *parent.get("keep", ())})
+    if not run.finished or not all(_kept(run, part).is_dir() for part in keep if part != "checkpoints"):
         with Run(run.path.with_name(f".{run.path.name}.wait")).lock(wait=True):
-            fit(**{**parent, "keep": sorted(keep)})
-    return dataclasses.replace(backbone, path=str(run.model), pretrained=True)
+            fit(**{**parent, "keep": keep})
+    return run
+
+
+def continued(backbone: Any, model: Path) -> Any:
+    """Give a backbone that starts from the weights in a run's folder."""
+    return dataclasses.replace(backbone, path=str(model), pretrained=True)
+
+
+def starts_anew(pruner: Any, sparsity: Any) -> bool:
+    """Say whether a run starts from what its parent started from: a lottery ticket, or a round that looks for one."""
+    return isinstance(pruner, Lottery) and bool(pruner.resolve(sparsity))
+
+
+def _started_at(backbone: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None) -> Any:
+    """Give the backbone with the weights that a run starts from: its own, its parent's, or for a round the first's."""
+    if parent is None:
+        if starts_anew(pruner, sparsity):
+            raise ValueError(
+                f"a ticket of sparsity {float(pruner.resolve(sparsity)):g} has no round before it: give parent=…, "
+                "or run essential-sparsity lottery"
+            )
+        return backbone
+    if not starts_anew(pruner, sparsity):
+        return continued(backbone, _as_run(parent["run"]).model)
+    first = parent
+    while starts_anew(first.get("pruner", OMP), first.get("sparsity")) and first.get("parent") is not None:
+        first = first["parent"]
+    if pruner.rewind:
+        return continued(backbone, _kept(_as_run(first["run"]), f"step={pruner.rewind}"))
+    return _started_at(backbone, OMP, None, first.get("parent"))
+
+
+def _for_rewinding(pruner: Lottery, parent: Mapping[str, Any]) -> list[str]:
+    """Name what the round before must keep: its model, and the first round the weights that all start from."""
+    is_first = not starts_anew(parent.get("pruner", OMP), parent.get("sparsity"))
+    return ["model", f"step={pruner.rewind}"] if pruner.rewind and is_first else ["model"]
+
+
+def _round(run: Run) -> Round:
+    """Read what a finished round leaves."""
+    stored = Checkpoint.open(run.model)
+    names = prunable_names(stored)
+    return Round(Renamed(stored, names), Masks.load(run.path / "masks.safetensors"))
+
+
+def _kept(run: Run, part: str) -> Path:
+    """Give the folder in which a kept part lies."""
+    return run.path / (part if part in ("model", "checkpoints") else f"model_at_{part}")
 
 
 def _as_run(run: Run | Path | str) -> Run:
     return run if isinstance(run, Run) else Run(Path(run))
 
 
-def _inputs_if_there(backbone: Any, data: Any, parent: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Give the hashes that a finished run is checked against; None where its inputs are not at hand any more."""
-    if parent is not None:
-        model = _as_run(parent["run"]).model
-        if not model.is_dir():
-            return None
-        backbone = dataclasses.replace(backbone, path=str(model), pretrained=True)
-    return inputs_if_there(backbone, data)
-
-
 def _config_of(*arguments: Any) -> dict[str, Any]:
     """Give an identity to a call from Python: what its arguments say of themselves."""
     names = ("backbone", "data", "task", "pruner", "sparsity", "seed", "trainer", "parent")
-    config: dict[str, Any] = {}
-    for name, value in zip(names, arguments, strict=True):
-        if isinstance(value, Mapping):
-            config[name] = {key: _told(item) for key, item in value.items() if key not in ("run", "logger")}
-        else:
-            config[name] = _told(value)
+    config: dict[str, Any] = {name: _told(value) for name, value in zip(names, arguments, strict=True)}
     sparsity = config["sparsity"]
     return config | {"sparsity": None if sparsity is None else float(Fraction(arguments[4]))}
 
 
 def _told(value: Any) -> Any:
     """Say what an argument is, the same in every process; ValueError where it cannot be said."""
+    if isinstance(value, Mapping):
+        return {str(key): _told(item) for key, item in value.items() if key not in ("run", "logger")}
+    if isinstance(value, (list, tuple)):
+        return [_told(item) for item in value]
     if isinstance(value, functools.partial):
         keywords = ", ".join(f"{key}={_told(item)}" for key, item in sorted(value.keywords.items()))
         return f"{_told(value.func)}({', '.join([*map(str, map(_told, value.args)), keywords])})"
@@ -135,23 +193,28 @@ class _Stage:
     backbone: Any
     data: Any
     task: Callable[..., LightningModule]
-    pruner: Pruner
+    pruner: Any
     sparsity: Fraction | None
     seed: int
     settings: dict[str, Any]
     callbacks: tuple[Callback, ...]
+    inputs: Mapping[str, str]
 
     def train(self, run: Run, *, keep: Sequence[str], record: Mapping[str, Any]) -> dict[str, Any]:
         """Train, or go on from the run's checkpoint, and write the run folder."""
         started = time.monotonic()
-        self.data.prepare(self.backbone.preprocessing())
+        preprocessing = self.backbone.preprocessing()
+        self.data.prepare(preprocessing)
         self.data.seed(derive(self.seed, "order"))
+        batches = calibration_batches(self.pruner, self.sparsity, preprocessing, self.data)
         model = self.backbone.build(num_labels=self.data.num_labels, seed=derive(self.seed, "head"))
         module, architecture = self.task(model, num_labels=self.data.num_labels), self.backbone.architecture(model)
-        pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture)
+        pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture, batches=batches)
         loss = TrainingLoss()
         loader = self.data.train_dataloader()
-        trainer, checkpoint = self._trainer(run, pruning, loss, loader)
+        steps = [int(part.removeprefix("step=")) for part in keep if part.startswith("step=")]
+        snapshots = [Snapshot(step, _kept(run, f"step={step}"), self.backbone, model) for step in steps]
+        trainer, checkpoint = self._trainer(run, pruning, loss, loader, snapshots)
         resumed = checkpoint.path if checkpoint.path.is_file() else None
         self._fit(trainer, module, loader, resumed)
 
@@ -159,12 +222,11 @@ class _Stage:
         run.write_predictions(predictions)
         weights = {name: weight.detach() for name, weight in prunable_weights(model, architecture).items()}
         run.write_layers(layer_rows(weights, pruning.masks, architecture))
-        pruning.masks.save(run.path / "masks.safetensors")
+        masks = with_parent(pruning.masks, self.inputs)
+        masks.save(run.path / "masks.safetensors")
         if "model" in keep:
             self.backbone.save(model, run.model)
-        metrics = result(
-            predictions, metric=self.data.metric, masks=pruning.masks, requested=self.sparsity, record=record
-        )
+        metrics = result(predictions, metric=self.data.metric, masks=masks, requested=pruning.sparsity, record=record)
         metrics["metrics"]["train/loss"] = loss.value
         metrics |= {
             "seconds": round(time.monotonic() - started, 3),
@@ -172,6 +234,7 @@ class _Stage:
             "resumed": resumed is not None,
             "device": str(trainer.strategy.root_device),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "pruning": {**pruning.notes, **origin_note(self.pruner, self.inputs)},
         }
         run.finish(metrics, keep_checkpoints="checkpoints" in keep)
         return run.metrics
@@ -197,7 +260,7 @@ class _Stage:
         module.to(trainer.strategy.root_device)
 
     def _trainer(
-        self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any
+        self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any, snapshots: Sequence[Callback]
     ) -> tuple[Trainer, CheckpointEvery]:
         settings = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
         if settings.get("devices", 1) not in (1, "1"):
@@ -208,10 +271,17 @@ class _Stage:
             key.removeprefix("checkpoint_"): self.settings[key] for key in OWN_TRAINER_KEYS[:2] if key in self.settings
         }
         checkpoint = CheckpointEvery(run.checkpoints, **every)
+        longer = self.pruner.num_trainings(self.sparsity) if hasattr(self.pruner, "num_trainings") else 1
+        for key in ("max_epochs", "max_steps"):
+            if longer > 1 and (settings.get(key) or -1) > 0:
+                settings[key] *= longer
         loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
         trainer = Trainer(
             **{"max_epochs": 3, "devices": 1, "logger": loggers or False, **settings},
-            callbacks=[StepSeed(self.seed), LoaderPosition(loader), pruning, loss, *self.callbacks, checkpoint],
+            callbacks=[
+                *(StepSeed(self.seed), LoaderPosition(loader), pruning, loss),
+                *(*snapshots, *self.callbacks, checkpoint),
+            ],
             default_root_dir=run.path,
             enable_checkpointing=False,
             enable_model_summary=False,

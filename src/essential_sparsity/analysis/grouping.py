@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from essential_sparsity.runs import RunRecord, flatten, identity
+from essential_sparsity.runs import ROUND_ROLE, RunRecord, flatten, identity
 
 AXES = ("sparsity", "sparsities", "seed")  # a curve's own axes: never part of its name
 
@@ -18,7 +18,7 @@ def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
     A Hydra choice stands for its whole node (`backbone: bert_base`); beside it only those of its keys are kept that
     vary under one choice. Seeds and sparsities that merely repeat the run's own (`parent.seed: ${seed}`) are dropped.
     """
-    flat = [flatten(identity(record.config)) for record in records]
+    flat = [flatten(identity(_without_rounds(record.config))) for record in records]
     echoes = _echoes(flat)
     flat = [_without_axes(source, echoes) for source in flat]
     choices = [_choices(record) for record in records]
@@ -76,6 +76,14 @@ def _add_node(keys: list[Keys], node: str, names: Sequence[str], flat: Sequence[
     for key in sorted({key for group in under.values() for key in _varying(group)}):
         for target, source in zip(keys, flat):
             target[key] = source.get(key)
+
+
+def _without_rounds(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop a lottery ticket's rounds from its chain of parents: they follow from pruner, sparsity and seed."""
+    parent = config.get("parent")
+    while isinstance(parent, Mapping) and parent.get("role") == ROUND_ROLE:
+        parent = parent.get("parent")
+    return {**config, "parent": parent} if "parent" in config else config
 
 
 def _echoes(flat: Sequence[Keys]) -> set[str]:

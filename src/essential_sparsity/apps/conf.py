@@ -72,11 +72,12 @@ class Asked:
         """The run folder of this configuration."""
         return run_at(self.folder, self.overrides, run_id(self.recorded))
 
-    @property
-    def parent_run(self) -> Run | None:
-        """The run folder of the parent, shared by all points that ask for the same one."""
-        parent = self.recorded.get("parent")
-        return Run(self.folder / "parents" / run_id(parent)) if parent else None
+    def parents(self) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """Go through the chain of parents, nearest first: run folders, shared by all points that ask for them."""
+        config, recorded = self.config.get("parent"), self.recorded.get("parent")
+        while config and recorded:
+            yield Run(self.folder / "parents" / run_id(recorded)), config
+            config, recorded = config.get("parent"), recorded.get("parent")
 
     @property
     def record(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Asked:
         }
 
 
-def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: list[str]) -> Asked:
+def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: list[str], app: str = "train") -> Asked:
     """Fill what a composed configuration leaves open and resolve it, once with paths and once without.
 
     `scale` swaps backbones and data for embedded ones; `task: null` becomes the task that the data names; a parent
@@ -98,6 +99,7 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
     assert isinstance(config, DictConfig)
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
+    add_rounds(config)
     for stage in _stages(config):
         _choose_task(stage, chosen if stage is config else {})
     if config.get("scale"):
@@ -109,11 +111,44 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     resolved = _resolved(config)
     recorded["paths"] = resolved["paths"]
     shown = [text for text in overrides if text.lstrip("+~").split("=")[0].split(".")[0] not in SILENT_OVERRIDES]
-    app = "evaluate" if "sparsities" in resolved else "train"
     return Asked(resolved, recorded, chosen, shown, " ".join(["essential-sparsity", app, *overrides]))
 
 
-def _stages(config: DictConfig) -> Iterator[DictConfig]:
+ROUND = ("backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "callbacks")
+"""What a round of a lottery has in common with the ticket that it looks for."""
+
+LOTTERY = "essential_sparsity.pruning.Lottery"
+
+
+def add_rounds(config: DictConfig) -> None:
+    """Make the rounds that come before a lottery ticket its chain of parents: dense first, each sparser than the last.
+
+    What the configuration names as its own parent becomes the first round's: what all of them start from. Errors:
+    ValueError where the ticket would be trained with the seed that found it.
+    """
+    from essential_sparsity.runs import ROUND_ROLE
+
+    target = str((config.get("pruner") or {}).get("_target_", ""))
+    if not target.endswith("Lottery") or "sparsity" not in config:
+        return
+    own = OmegaConf.to_container(config.pruner, resolve=True)
+    assert isinstance(own, dict)
+    lottery = instantiate({str(key): value for key, value in own.items()})
+    rounds = lottery.rounds(config.sparsity)
+    search_seed = 1000 + config.seed if lottery.search_seed is None else lottery.search_seed
+    if rounds and search_seed == config.seed:
+        raise ValueError(f"seed={config.seed} is the search's own: train the ticket with a seed that did not find it")
+    common = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in ROUND if k in config]), resolve=False)
+    assert isinstance(common, dict)
+    common["pruner"] = {"_target_": LOTTERY, "step": lottery.step, "rewind": lottery.rewind}
+    before = config.get("parent")
+    for level in rounds:
+        told = {"sparsity": float(level), "seed": search_seed, "role": ROUND_ROLE, "parent": before}
+        before = OmegaConf.create({**common, **told})
+    config.parent = before
+
+
+def _stages(config: DictConfig, pretraining_seed: int | None = None) -> Iterator[DictConfig]:
     """Give the run and its chain of parents, each with what it inherits filled in, oldest last."""
     yield config
     parent = config.get("parent")
@@ -134,10 +169,11 @@ def _stages(config: DictConfig) -> Iterator[DictConfig]:
                 node[key] |= {name: default[name] for name in OWN_LENGTH}
                 node[key] = {name: value for name, value in node[key].items() if not name.startswith("limit_")}
             parent[key] = node[key] if own is None else OmegaConf.merge(node[key] or {}, own)
-    defaults = {"seed": config.pretraining_seed, "sparsity": None, "parent": None, "paths": None}
+    pretraining_seed = config.get("pretraining_seed", pretraining_seed)
+    defaults = {"seed": pretraining_seed, "sparsity": None, "parent": None, "paths": None}
     for key, value in defaults.items():
         parent.setdefault(key, value)
-    yield from _stages(parent)
+    yield from _stages(parent, pretraining_seed)
 
 
 def _choose_task(stage: DictConfig, chosen: dict[str, str]) -> None:
@@ -209,7 +245,10 @@ def from_hydra(composed: DictConfig) -> Asked:
     choices = OmegaConf.to_container(hydra_config.runtime.choices)
     assert isinstance(choices, dict)
     return complete(
-        composed, choices={str(k): v for k, v in choices.items()}, overrides=list(hydra_config.overrides.task)
+        composed,
+        choices={str(k): v for k, v in choices.items()},
+        overrides=list(hydra_config.overrides.task),
+        app=str(hydra_config.job.config_name),
     )
 
 

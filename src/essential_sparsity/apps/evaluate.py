@@ -48,7 +48,7 @@ def curve(asked: conf.Asked) -> list[Outcome]:
     """Evaluate every level of one curve, the parent first."""
     from essential_sparsity.evaluation import evaluate_curve, level_run
     from essential_sparsity.pruning import exact_sparsity
-    from essential_sparsity.training import finish_parent
+    from essential_sparsity.training import continued, finish_parent
 
     conf.quiet_lightning()
     config, record = asked.config, asked.record
@@ -57,7 +57,7 @@ def curve(asked: conf.Asked) -> list[Outcome]:
     built, started = conf.parts(config), time.monotonic()
     parent = parent_arguments(asked, config.get("parent"), asked.recorded.get("parent"))
     if parent is not None and not all(before.values()):
-        built["backbone"] = finish_parent(parent, built["backbone"])
+        built["backbone"] = continued(built["backbone"], finish_parent(parent).model)
         record["parent"] = parent["run"].info["id"]
     metrics = evaluate_curve(
         **built,

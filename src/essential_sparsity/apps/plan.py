@@ -18,7 +18,7 @@ SHARE_OF_PEAK = 0.4
 
 def plan_point(asked: conf.Asked) -> Outcome:
     """Say what one point would cost; nothing is trained, data are prepared (and cached) to count their tokens."""
-    run, parent = asked.run, asked.parent_run
+    run = asked.run
     there = run.finished
     cost = {} if there else _stage_cost(json.dumps(asked.config, sort_keys=True, default=str))
     measured = _measured_seconds(asked)
@@ -31,11 +31,13 @@ def plan_point(asked: conf.Asked) -> Outcome:
         "bytes": 0 if there else cost.get("bytes"),
         "num_rows": cost.get("num_rows"),
         "metric": cost.get("metric"),
-        "parent": None,
+        "parents": {},
     }
-    if parent is not None and not parent.finished:
-        own = _stage_cost(json.dumps(asked.config["parent"], sort_keys=True, default=str))
-        facts["parent"] = {"path": str(parent.path), "seconds": own["seconds"], "bytes": own["model_bytes"]}
+    for parent, config in () if there else asked.parents():
+        if parent.finished:
+            break
+        own = _stage_cost(json.dumps(config, sort_keys=True, default=str))
+        facts["parents"][str(parent.path)] = {"seconds": own["seconds"], "bytes": own["model_bytes"]}
     return Outcome("planned", asked.overrides, str(run.path), metrics=facts)
 
 
@@ -147,7 +149,7 @@ def print_plan(outcomes: Sequence[Outcome]) -> None:
         elif item.status == "planned":
             seconds = item.metrics["seconds"]
             print(f"{'there' if item.metrics['there'] else f'{duration(seconds):>9}'}  {' '.join(item.overrides)}")
-    parents = {item.metrics["parent"]["path"]: item.metrics["parent"] for item in planned if item.metrics["parent"]}
+    parents = {path: cost for item in planned for path, cost in item.metrics["parents"].items()}
     todo = [item for item in planned if not item.metrics["there"]]
     seconds = sum(item.metrics["seconds"] for item in todo) + sum(p["seconds"] for p in parents.values())
     disk = sum(item.metrics["bytes"] for item in todo) + sum(p["bytes"] for p in parents.values())

@@ -4,7 +4,8 @@ Gradients are masked before clipping, weights after every optimizer step, so tha
 reparametrisation `weight_orig * mask` while weights keep their names and checkpoints stay dense tensors.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from essential_sparsity.pruning import Architecture, Masks, Pruner, prunable_weights
+from essential_sparsity.pruning import Architecture, Masks, prunable_weights
 from essential_sparsity.pruning.masks import INTEGERS, keep_bits, zero_pruned_
 
 KEEP_ZEROS = (
@@ -29,15 +30,26 @@ RENEWED_EVERY = 100
 class PruningCallback(Callback):
     """Prune in one shot before training and hold the pruned weights at +0.0 through it.
 
-    `masks` exist from `setup` on. A module may declare copies of the model (EMA, teacher) by `shadows()`: they are
-    masked at the start and checked at checkpoints. Resuming from a checkpoint that was written under other masks, or
-    under none, raises ValueError. `sparsity=None` and 0.0 take the same path with all-true masks and change no number.
+    `pruner` is a Pruner or what has its `resolve`, `describe` and `prune`; a calibrated one reads `batches` of the
+    module's inputs. `masks` and `notes` (what the pruner says of its work) exist from `setup` on. A module may declare
+    copies of the model (EMA, teacher) by `shadows()`: they are masked at the start and checked at checkpoints. Resuming
+    from a checkpoint that was written under other masks, or under none, raises ValueError. `sparsity=None` and 0.0 take
+    the same path with all-true masks and change no number.
     """
 
-    def __init__(self, pruner: Pruner, *, sparsity: object = None, architecture: Architecture | None = None) -> None:
+    def __init__(
+        self,
+        pruner: Any,
+        *,
+        sparsity: object = None,
+        architecture: Architecture | None = None,
+        batches: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.pruner = pruner
         self.sparsity = pruner.resolve(sparsity)
         self.architecture = architecture
+        self.batches = batches
+        self.notes: dict[str, Any] = {}
         self._masks: Masks | None = None
         self._held: list[tuple[Tensor, Tensor]] = []
         self._names: dict[str, str] = {}
@@ -58,11 +70,20 @@ class PruningCallback(Callback):
         """Choose the masks from the model as it is, unless that was done, and apply them to it and its shadows."""
         if stage != "fit":
             return
-        weights = prunable_weights(pl_module, self.architecture)
         if self._masks is None:
-            self._masks = self.pruner(weights, sparsity=self.sparsity)
+            if self.batches is not None:
+                pl_module.to(trainer.strategy.root_device)  # Lightning moves it there after this; calibration runs it
+            pruned = self.pruner.prune(
+                pl_module,
+                sparsity=self.sparsity,
+                architecture=self.architecture,
+                batches=self.batches,
+                forward=forward_of(pl_module),
+            )
+            self._masks, self.notes = pruned.masks, dict(pruned.notes)
+            self._correct(pl_module, pruned.weights)
         self._restored = False
-        for named in (weights, *self._shadow_weights(pl_module)):
+        for named in (prunable_weights(pl_module, self.architecture), *self._shadow_weights(pl_module)):
             self.masks.apply_(named)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -70,7 +91,7 @@ class PruningCallback(Callback):
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None:
             raise ValueError(
-                f"checkpoint has no masks, this run prunes to sparsity {float(self.sparsity):g}: "
+                f"checkpoint has no masks, this run prunes to sparsity {_told(self.sparsity)}: "
                 "resume with the callbacks that wrote it, or start anew"
             )
         if self._masks is None:
@@ -144,6 +165,15 @@ class PruningCallback(Callback):
 
     # --- details ---
 
+    @torch.no_grad()
+    def _correct(self, pl_module: LightningModule, corrected: Mapping[str, Tensor] | None) -> None:
+        """Write what a pruner made of the surviving weights into the model and its shadows."""
+        if corrected is None:
+            return
+        for named in (prunable_weights(pl_module, self.architecture), *self._shadow_weights(pl_module)):
+            for name, weight in named.items():
+                weight.copy_(corrected[name])
+
     def _shadow_weights(self, pl_module: LightningModule) -> list[dict[str, nn.Parameter]]:
         declare = getattr(pl_module, "shadows", None)
         shadows = cast(Iterable[nn.Module], declare()) if callable(declare) else ()
@@ -161,6 +191,18 @@ class PruningCallback(Callback):
             bad = int(torch.count_nonzero(bits.masked_fill(keep, 0)))
             if bad:
                 raise RuntimeError(f"{bad} pruned entries of {name!r} in {where} are not +0.0: something wrote to them")
+
+
+def forward_of(module: Any) -> Callable[[Any], Any]:
+    """Give how a batch goes through a module: by its task's `scores`, else as the model's keyword arguments."""
+    if callable(getattr(module, "scores", None)):
+        return module.scores
+    model = getattr(module, "model", module)
+    return lambda batch: model(**batch)
+
+
+def _told(sparsity: Fraction | None) -> str:
+    return "the masks' own" if sparsity is None else f"{float(sparsity):g}"
 
 
 def _check_ranks(digest: str) -> None:

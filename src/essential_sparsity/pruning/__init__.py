@@ -13,6 +13,7 @@ from essential_sparsity.pruning.architecture import (
     prunable_weights,
 )
 from essential_sparsity.pruning.histogram import MagnitudeHistogram
+from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, ReassignedLottery
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import Unstructured
 from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
@@ -22,13 +23,16 @@ __all__ = [
     "Architecture",
     "Calibration",
     "Global",
+    "Lottery",
     "Magnitude",
     "MagnitudeHistogram",
     "Masks",
+    "MatchedCompute",
     "Pruned",
     "Pruner",
     "Random",
     "Ranking",
+    "ReassignedLottery",
     "Uniform",
     "Unstructured",
     "architecture_of",
