@@ -12,6 +12,7 @@ from essential_sparsity.pruning import (
     Pruned,
     Pruner,
     ReassignedLottery,
+    prunable_names,
     prunable_weights,
 )
 from essential_sparsity.pruning.lottery import Round, survivors_above
@@ -30,11 +31,8 @@ def ticket(tmp_path, levels, *, rewind=0, pruner=None, **changed):
     for level in levels[:-1]:
         run = tmp_path / f"round-{level}"
         chain = shared | {"run": run, "pruner": lottery, "sparsity": level, "seed": 1000, "parent": chain}
-    return (
-        shared
-        | {"run": tmp_path / "ticket", "pruner": pruner or lottery, "sparsity": levels[-1], "parent": chain}
-        | changed
-    )
+    last = {"run": tmp_path / "ticket", "pruner": pruner or lottery, "sparsity": levels[-1], "parent": chain}
+    return shared | last | changed
 
 
 def weights_of(folder):
@@ -42,11 +40,7 @@ def weights_of(folder):
 
 
 def by_canonical_name(weights):
-    return {
-        name: weights[name]
-        for name in weights
-        if name.startswith("blocks.") and name.endswith(".weight") and weights[name].ndim == 2
-    }
+    return {name: weights[name] for name in prunable_names(weights)}
 
 
 def slow_ticket(trained, before, sparsity):
@@ -155,12 +149,13 @@ def test_a_reassigned_ticket_keeps_as_many_per_tensor_at_other_places(tmp_path):
     found, drawn = (Masks.load(tmp_path / name / "masks.safetensors") for name in ("ticket", "reassigned"))
     assert [drawn.num_kept(name) for name in drawn] == [found.num_kept(name) for name in found]
     total = drawn.similarity(found)[-1]
-    assert abs(total["cosine"] - total["layer_matched_chance"]) < 0.02
+    assert float(total["cosine"]) == pytest.approx(float(total["layer_matched_chance"]), abs=0.02)
 
 
 def test_matched_compute_trains_as_long_as_all_rounds(tmp_path):
-    given = arguments("vision", tmp_path / "run") | {"trainer": {"max_steps": 4, "accelerator": "cpu"}}
-    metrics = fit(**given | {"pruner": MatchedCompute(0.25), "sparsity": 0.5})
+    given = arguments("vision", tmp_path / "run")
+    given |= {"trainer": {"max_steps": 4, "accelerator": "cpu"}, "pruner": MatchedCompute(0.25), "sparsity": 0.5}
+    metrics = fit(**given)
     assert metrics["steps"] == 4 * 3
 
 
