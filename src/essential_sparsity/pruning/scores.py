@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -140,3 +140,80 @@ def _splitmix64(counters: np.ndarray, key: int) -> np.ndarray:
         counters *= np.uint64(factor)
     counters ^= counters >> np.uint64(31)
     return counters
+
+
+INPUTS = ("pruned", "dense")
+
+
+@dataclass(frozen=True)
+class ActivationNorm:
+    """Score |w| ‖x‖₂ by the norm of a weight's input over all calibration tokens: Wanda (arXiv 2306.11695, eq. 1).
+
+    `inputs="pruned"` measures block after block on what the pruned blocks before it give, as published; "dense"
+    measures the model as it is, once, so that masks of rising sparsity are nested under every allocation.
+    """
+
+    inputs: str = "pruned"
+    reads_weights: ClassVar[bool] = True
+    needs_statistics: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        if self.inputs not in INPUTS:
+            raise ValueError(f"score.inputs={self.inputs!r} is neither of {', '.join(INPUTS)}: give one of them")
+
+    def bind(self, statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], input_axis: int) -> Score:
+        """Give the score of weights of these shapes under the inputs' norms; raises ValueError naming a misfit."""
+        norms = {}
+        for name, shape in shapes.items():
+            if name not in statistics:
+                raise ValueError(f"weight {name!r} has no input norms: gather them from the model that is pruned")
+            norms[name] = statistics[name].detach().float().cpu().numpy()
+            if norms[name].shape != (shape[input_axis],) or not np.isfinite(norms[name]).all():
+                raise ValueError(
+                    f"weight {name!r} of {shape[input_axis]} inputs has input norms of shape {norms[name].shape} or "
+                    "not finite: gather them from the model that is pruned"
+                )
+        return _WeightedMagnitude(self.inputs, norms, shapes, input_axis)
+
+    def form(self, weights: Mapping[str, Tensor]) -> str:
+        """Scores are fp32, whatever the weights' dtype; raises ValueError naming a weight that has none."""
+        MagnitudeHistogram.count(weights)
+        return "float32"
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Raise ValueError: there are no scores without norms."""
+        raise ValueError(f"weight {name!r} has no input norms: bind the score to statistics first")
+
+    def histogram(self, weights: Mapping[str, Tensor], form: str) -> np.ndarray | None:
+        """Count by `bits`."""
+        return None
+
+    def value(self, code: int, form: str) -> float:
+        """Give the score with these bits."""
+        return Magnitude().value(code, "float32")
+
+    def describe(self) -> str:
+        """Name the score and which inputs it measures."""
+        return f"activation_norm(inputs={self.inputs})"
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightedMagnitude(ActivationNorm):
+    """An ActivationNorm and the norms that it weighs magnitudes by."""
+
+    norms: Mapping[str, np.ndarray] = field(default_factory=dict)  # fp32 [D] by weight
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    input_axis: int = 1
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Multiply in fp32."""
+        norms, width = self.norms[name], self.shapes[name][1]
+        row, first = divmod(start, width)
+        last = -(-stop // width)
+        if self.input_axis == 1:
+            factors = np.tile(norms, last - row)
+        else:
+            factors = np.repeat(norms[row:last], width)
+        weights = flat[start:stop].float().cpu().numpy()
+        return (weights * factors[first : first + stop - start]).view(np.uint32)
