@@ -1,0 +1,252 @@
+"""Which weights a stored checkpoint keeps, said piece by piece: the same masks as of the loaded model, bit for bit.
+
+One pass counts every weight's scores by bin, which gives the cut and, per weight, how many of the scores at the cut it
+holds. With these each weight is masked by itself, in any order and by any thread: ties are kept from the first on.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from threading import Lock
+from typing import Any, Protocol, cast
+
+import numpy as np
+from torch import Tensor
+
+from essential_sparsity.pruning import Architecture, Pruner, Unstructured
+from essential_sparsity.pruning.histogram import BINS, Piece, codes, count_bins, from_both_ends, pieces
+from essential_sparsity.pruning.pruner import Ranking
+from essential_sparsity.pruning.scores import Score
+from essential_sparsity.pruning.thresholds import Competitors, Cut, PieceReader
+from essential_sparsity.streaming.stored import FlatWeight, StoredWeight
+
+Keeper = Callable[[FlatWeight, int, int], np.ndarray]
+"""Says which of the weights start … stop are kept: uint8, packed in little bit order. Called from the first on."""
+
+Stage = Callable[[str, int], None]
+"""Is told the name of a pass that begins and how many bytes it reads."""
+
+
+class Choice(Protocol):
+    """What is known of the masks before a byte is written."""
+
+    def keeper(self, name: str) -> Keeper:
+        """Give what masks one weight, by canonical name, for one thread that goes through it once."""
+        ...
+
+    @property
+    def num_ties(self) -> int:
+        """Count the weights that share the score of a cut which keeps only some of them, of all weights masked yet."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what must be remembered to go on after a kill, for JSON."""
+        ...
+
+
+# --- by cuts: any allocation, zeros anywhere --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class CountedByWeight:
+    """A score that remembers how many of each weight's scores fall into each bin: [2^15] by canonical name.
+
+    Raises ValueError naming the first weight with NaN or infinite entries.
+    """
+
+    score: Score
+    counts: Mapping[str, np.ndarray]
+    reads_weights: bool = field(default=True, init=False)
+    needs_statistics: bool = field(default=False, init=False)
+
+    @classmethod
+    def of(cls, score: Score, weights: Mapping[str, StoredWeight]) -> "CountedByWeight":
+        """Count all weights in one pass over their files."""
+        form = score.form(cast(Mapping[str, Tensor], weights))
+        sizes = {name: weight.numel() for name, weight in weights.items()}
+        counts = {name: np.zeros(BINS, dtype=np.min_scalar_type(size)) for name, size in sizes.items()}
+        read, lock = PieceReader(cast(Mapping[str, Tensor], weights), score, form), Lock()
+
+        def process(piece: Piece, backward: bool) -> None:
+            found = count_bins(read(piece, backward))
+            with lock:
+                counts[piece[0]] += found.astype(counts[piece[0]].dtype)
+
+        from_both_ends(pieces(sizes), process)
+        for name, counted in counts.items():
+            _refuse_non_finite(name, counted, score, form)
+        return cls(score, counts)
+
+    def bind(self, statistics: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], input_axis: int) -> Score:
+        """Give itself: scores that stream need no statistics."""
+        return cast(Score, self)
+
+    def form(self, weights: Mapping[str, Tensor]) -> str:
+        """Give the score's form."""
+        return self.score.form(weights)
+
+    def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
+        """Give the score's bits."""
+        return self.score.bits(name, flat, start, stop, form)
+
+    def histogram(self, weights: Mapping[str, Tensor], form: str) -> np.ndarray:
+        """Add up what was counted: no weight is read again."""
+        return np.asarray(np.sum([self.counts[name] for name in weights], axis=0, dtype=np.int64))
+
+    def value(self, code: int, form: str) -> float:
+        """Give the score's value."""
+        return self.score.value(code, form)
+
+    def describe(self) -> str:
+        """Give the score's name."""
+        return self.score.describe()
+
+
+def _refuse_non_finite(name: str, counts: np.ndarray, score: Score, form: str) -> None:
+    shift = 16 if form in ("float32", "uint31") else 0
+    bad = 0
+    for last in np.flatnonzero(counts)[::-1]:
+        if math.isfinite(score.value(int(last) << shift, form)):
+            break
+        bad += int(counts[last])
+    if bad:
+        raise ValueError(f"weight {name!r} has {bad} entries that are NaN or infinite: mend or replace the checkpoint")
+
+
+@dataclass(frozen=True, eq=False)
+class ByCuts:
+    """Keep each weight's scores above its cut, and of those at it the first `num_kept_ties`."""
+
+    score: Score
+    form: str
+    cuts: Mapping[str, Cut]
+    num_ties: int
+
+    @classmethod
+    def of(cls, ranking: Ranking, counted: CountedByWeight, sparsity: Fraction | None, form: str) -> "ByCuts":
+        """Cut a ranking of counted weights: fp32 takes a refining pass, and one more where equal scores are parted."""
+        cuts: dict[str, Cut] = {}
+        num_ties = 0
+        for competitors, cut in _group_cuts(ranking, sparsity):
+            ties = _ties(competitors, cut, counted) if cut.splits_ties else dict.fromkeys(competitors.sizes, 0)
+            num_ties += sum(ties.values())
+            left = cut.num_kept_ties if cut.splits_ties else 0
+            for name, own in ties.items():
+                kept = min(own, left)
+                left -= kept
+                cuts[name] = Cut(cut.code, kept, own)
+        return cls(counted.score, form, cuts, num_ties)
+
+    def keeper(self, name: str) -> Keeper:
+        """Compare one weight's scores with its cut, counting the ties seen."""
+        cut, left = self.cuts[name], self.cuts[name].num_kept_ties
+
+        def keep(flat: FlatWeight, start: int, stop: int) -> np.ndarray:
+            nonlocal left
+            found = codes(self.score.bits(name, cast(Tensor, flat), start, stop, self.form))
+            kept = found >= cut.code
+            if cut.splits_ties:
+                ties = np.flatnonzero(found == cut.code)
+                kept[ties[left:]] = False
+                left -= min(left, len(ties))
+            return np.packbits(kept, bitorder="little")
+
+        return keep
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give form, ties and cuts as plain numbers."""
+        cuts = {name: [cut.code, cut.num_kept_ties, cut.num_ties] for name, cut in self.cuts.items()}
+        return {"form": self.form, "num_ties": self.num_ties, "cuts": cuts}
+
+    @classmethod
+    def from_dict(cls, score: Score, content: Mapping[str, Any]) -> "ByCuts":
+        """Read what `as_dict` gave."""
+        cuts = {name: Cut(*numbers) for name, numbers in content["cuts"].items()}
+        return cls(score, content["form"], cuts, content["num_ties"])
+
+
+def _group_cuts(ranking: Ranking, sparsity: Fraction | None) -> Iterator[tuple[Competitors, Cut]]:
+    """Give the cut of each group of weights that are ranked together."""
+    level = ranking.pruner.resolve(sparsity) or Fraction(0)
+    for competitors, (count,) in zip(ranking._groups, ranking._nums_pruned([level])):
+        yield competitors, competitors.cut([count])[0]
+
+
+def _ties(competitors: Competitors, cut: Cut, counted: CountedByWeight) -> dict[str, int]:
+    """Count each weight's scores at the cut: known for 16 bits, by one more pass for 32."""
+    if not competitors.is_wide:
+        return {name: int(counted.counts[name][cut.code]) for name in competitors.sizes}
+    found: dict[bool, dict[str, int]] = {way: dict.fromkeys(competitors.sizes, 0) for way in (False, True)}
+    read = competitors.reader()
+
+    def process(piece: Piece, backward: bool) -> None:
+        found[backward][piece[0]] += int(np.count_nonzero(codes(read(piece, backward)) == cut.code))
+
+    from_both_ends(competitors.pieces(), process)
+    return {name: found[False][name] + found[True][name] for name in competitors.sizes}
+
+
+# --- by weight: patterns and rows, where each weight is masked without the others -------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ByWeight:
+    """Rank each weight alone when its turn comes: N:M and per-row masks depend on nothing else."""
+
+    pruner: Pruner
+    sparsity: Fraction | None
+    architecture: Architecture
+    weights: Mapping[str, StoredWeight]
+    ties: dict[str, int] = field(default_factory=dict)
+
+    def keeper(self, name: str) -> Keeper:
+        """Mask one weight, of which only windows are in memory, and give its bits in pieces."""
+        alone = {name: cast(Tensor, self.weights[name])}
+        masks = self.pruner.rank(alone, architecture=self.architecture).masks(self.sparsity)
+        self.ties[name] = masks.num_ties
+        return lambda flat, start, stop: masks.bits[name][start // 8 : -(-stop // 8)]
+
+    @property
+    def num_ties(self) -> int:
+        """Add up the ties of the weights masked yet."""
+        return sum(self.ties.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the ties of the weights masked yet; nothing else need be remembered."""
+        return {"ties": dict(self.ties)}
+
+
+def choose(
+    pruner: Pruner,
+    weights: Mapping[str, StoredWeight],
+    sparsity: Fraction | None,
+    architecture: Architecture,
+    *,
+    known: Mapping[str, Any] | None = None,
+    stage: Stage = lambda name, num_bytes: None,
+) -> Choice:
+    """Rank stored weights and cut at one sparsity, reading windows alone; `stage` is told each pass.
+
+    `known` is what `as_dict` of the same choice gave before a kill: then nothing is read.
+    """
+    if not cuts_suffice(pruner):
+        unheard = {name: StoredWeight(weight.descriptor, weight.place) for name, weight in weights.items()}
+        return ByWeight(pruner, sparsity, architecture, unheard, dict((known or {}).get("ties", {})))
+    if known:
+        return ByCuts.from_dict(pruner.score, known)
+    num_bytes = sum(weight.place.stop - weight.place.start for weight in weights.values())
+    num_read = num_bytes if pruner.score.reads_weights else 0
+    stage("count", num_read)
+    counted = CountedByWeight.of(pruner.score, weights)
+    stored = cast(Mapping[str, Tensor], weights)
+    ranking = replace(pruner, score=cast(Score, counted)).rank(stored, architecture=architecture)
+    form = pruner.score.form(stored)
+    if form in ("float32", "uint31"):
+        stage("refine", num_read)
+    return ByCuts.of(ranking, counted, sparsity, form)
+
+
+def cuts_suffice(pruner: Pruner) -> bool:
+    """Say whether one cut per weight makes the masks: zeros may lie anywhere, and rows are not counted apart."""
+    return isinstance(pruner.pattern, Unstructured) and type(pruner.allocation).__name__ != "PerRow"

@@ -1,0 +1,132 @@
+"""The folder that a pruned checkpoint goes to: whose it is, what is there already, and whether the disk has room."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.runs import atomic_path, differences, read_json, write_json
+from essential_sparsity.streaming.shards import temporary_of
+
+RECORD = "prune.json"
+"""What was done, written last: its presence means that the folder is whole."""
+
+JOURNAL = ".prune.json"
+"""What is being done: there from the first byte to the last."""
+
+MASKS = "masks.safetensors"
+CARD, PARENT_CARD = "README.md", "README.parent.md"
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".npz")
+"""Endings of files that hold weights: dense ones in another format have no place beside pruned ones."""
+
+_ROOM = 2**20
+"""Bytes for the small files that are written beside weights and masks."""
+
+
+class ForeignFolder(ValueError):
+    """The folder belongs to another prune, or holds files that no prune wrote; nothing in it is touched."""
+
+
+def check_apart(checkpoint: Path, out: Path) -> None:
+    """Refuse a folder that is the checkpoint's own or lies inside it: the dense weights would be lost."""
+    source, target = checkpoint.resolve(), out.resolve()
+    folder = source if source.is_dir() else source.parent
+    if target in (folder, source):
+        raise ValueError(f"out={out} is the checkpoint itself, which stays as it is: give another folder")
+    if source.is_dir() and folder in target.parents:
+        raise ValueError(f"out={out} lies inside the checkpoint {checkpoint}: give a folder beside it")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file: give a folder")
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder alone; the kernel frees it when the process ends, however that happens."""
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"out={out} is in use by another prune: wait for it, or end it first") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what another start of the same prune left: its record when it is whole, else its journal, else None.
+
+    Raises ForeignFolder where the folder was filled by something else.
+    """
+    for name in (RECORD, JOURNAL):
+        if (out / name).is_file():
+            content = read_json(out / name)
+            if found := differences(asked, content.get("asked", {})):
+                more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
+                shown = "; ".join(found[:2])
+                raise ForeignFolder(f"out={out} belongs to another prune ({shown}{more}): give another folder")
+            return content
+    others = sorted(path.name for path in out.iterdir())
+    if others:
+        raise ForeignFolder(f"out={out} holds other files ({', '.join(others[:3])}): give a new or empty folder")
+    return None
+
+
+def write_journal(out: Path, content: Mapping[str, Any]) -> None:
+    """Remember what is being done and what was counted for it."""
+    write_json(out / JOURNAL, content)
+
+
+def finish(out: Path, content: Mapping[str, Any]) -> None:
+    """Write the record, the sign that the folder is whole, and drop the journal and what killed processes left."""
+    write_json(out / RECORD, content)
+    for left in [out / JOURNAL, *out.glob(".*.part")]:
+        left.unlink(missing_ok=True)
+
+
+def check_room(out: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse to begin where the disk cannot hold the files of these sizes that are not there yet."""
+    needed = _ROOM
+    for name, size in sizes.items():
+        path = out / name
+        if not path.is_file():
+            growing = temporary_of(path)
+            needed += max(0, size - (growing.stat().st_blocks * 512 if growing.is_file() else 0))
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        raise ValueError(
+            f"out={out} needs {needed / 1e9:,.2f} GB and the disk has {free / 1e9:,.2f} GB free: "
+            "make room, or give a folder on another disk"
+        )
+
+
+def other_files(checkpoint: Path, weight_files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """List a checkpoint folder's files beside its weights: (to copy, weights of another format to leave out).
+
+    A checkpoint given as a file brings its index alone, where it is one of shards. Hidden files stay behind.
+    """
+    if checkpoint.is_file():
+        return ([checkpoint] if checkpoint not in weight_files else []), []
+    copied, left_out = [], []
+    for path in sorted(checkpoint.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(checkpoint).parts)
+        inside = path.relative_to(checkpoint)
+        if hidden or not path.is_file() or path in weight_files or inside.as_posix() == PARENT_CARD:
+            continue
+        (left_out if inside.suffix in WEIGHTS or inside.name == RECORD else copied).append(path)
+    return copied, left_out
+
+
+def copy_files(checkpoint: Path, files: Sequence[Path], out: Path) -> None:
+    """Copy files to the places that they have in the checkpoint; its card makes way for ours under another name."""
+    root = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    for file in files:
+        inside = file.relative_to(root)
+        target = out / (PARENT_CARD if inside.as_posix() == CARD else inside)
+        with atomic_path(target) as temporary:
+            shutil.copyfile(file, temporary)

@@ -1,0 +1,219 @@
+"""A checkpoint in, a pruned checkpoint and its masks out, of any size: two passes over the files, in windows.
+
+The first counts (fp32 takes a refining one more), the second copies each shard and zeroes its pruned bytes. What is
+whole has its final name; a killed prune goes on with the shards that are missing.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.checkpoints import Checkpoint, file_digest
+from essential_sparsity.pruning import Architecture, Pruner
+from essential_sparsity.runs import atomic_path
+from essential_sparsity.streaming import folder
+from essential_sparsity.streaming.card import model_card
+from essential_sparsity.streaming.choice import Choice, choose
+from essential_sparsity.streaming.masks_file import MasksFile
+from essential_sparsity.streaming.progress import Progress, Tell
+from essential_sparsity.streaming.shards import Output, make_safe, temporary_of, write_shard
+from essential_sparsity.streaming.stored import StoredCheckpoint
+
+FORMAT = 1
+"""Raised when the meaning of prune.json changes."""
+
+_OF_THIS_START = ("path", "there", "finished_before")
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint:
+    """What a prune gave: counts, sizes in bytes, the passes it took, and what was there already.
+
+    `bytes_dense` are all tensors', `bytes_bitmask` what one bit per prunable weight and the kept ones would take,
+    `bytes_two_four` what 2:4 storage would (None where the masks do not have that pattern).
+    """
+
+    path: Path
+    parent: str
+    pruner: Mapping[str, str]
+    num_parameters: int
+    num_prunable: int
+    num_pruned: int
+    num_ties: int
+    bytes_dense: int
+    bytes_bitmask: int
+    bytes_two_four: int | None
+    passes: tuple[Mapping[str, Any], ...] = ()
+    there: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    finished_before: bool = False
+
+    @property
+    def sparsity(self) -> float:
+        """Measured share of zeros among prunable weights."""
+        return self.num_pruned / self.num_prunable
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One prune: what is asked, of which stored checkpoint, and where it goes."""
+
+    stored: StoredCheckpoint
+    out: Path
+    pruner: Pruner
+    sparsity: Fraction | None
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The checkpoint's shards."""
+        return self.stored.checkpoint.files
+
+    def asked(self) -> dict[str, Any]:
+        """Give what makes two prunes the same: pruner, sparsity, and the checkpoint's files as they are now."""
+        state = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self.files}
+        sparsity = None if self.sparsity is None else str(self.sparsity)
+        return {"format": FORMAT, "pruner": self.pruner.describe(), "sparsity": sparsity, "checkpoint": state}
+
+    def masks(self) -> MasksFile:
+        """Give the masks file, as it grows."""
+        shapes = {canonical: self.stored.places[name].shape for canonical, name in self.stored.names.items()}
+        requested = {} if self.sparsity is None else {"requested": str(self.sparsity)}
+        temporary = temporary_of(self.out / folder.MASKS)
+        return MasksFile(temporary, shapes, self.pruner.describe() | requested)
+
+
+def prune_checkpoint(
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    pruner: Pruner,
+    sparsity: object = None,
+    architecture: Architecture | None = None,
+    tell: Tell = lambda current: None,
+) -> PrunedCheckpoint:
+    """Fill `out` with the pruned checkpoint, its other files, masks.safetensors, a model card and prune.json.
+
+    Reads and writes windows alone: a safetensors checkpoint, single or in shards, may be larger than memory. `tell`
+    hears how far each pass is. Raises ValueError for what cannot be pruned or written, before a byte is written.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    wanted = resolved(pruner, sparsity)
+    stored = StoredCheckpoint.find(checkpoint, architecture=architecture)
+    folder.check_apart(checkpoint, out)
+    with folder.held(out):
+        task = Task(stored, out, pruner, wanted, Progress(tell))
+        asked = task.asked()
+        found = folder.read_record(out, asked) or {}
+        if "result" in found:
+            return _as_result(found["result"], out)
+        masks = task.masks()
+        sizes = {file.name: file.stat().st_size for file in task.files}
+        folder.check_room(out, sizes | {folder.MASKS: masks.size})
+        result = _fill(task, asked, found.get("choice"), masks)
+        content = {
+            key: value for key, value in asdict(result).items() if key not in ("path", "there", "finished_before")
+        }
+        folder.finish(out, {"asked": asked, "result": content})
+    return result
+
+
+def resolved(pruner: Pruner, sparsity: object) -> Fraction | None:
+    """Give the exact sparsity, or refuse a pruner that does not stream, and a sparsity that was forgotten."""
+    if not isinstance(pruner, Pruner) or pruner.score.needs_statistics:
+        name = pruner.score.describe() if isinstance(pruner, Pruner) else type(pruner).__name__
+        raise ValueError(
+            f"pruner {name} runs the model over calibration rows, and prune streams weights alone: "
+            "use essential-sparsity evaluate, or train with save_model=true"
+        )
+    wanted = pruner.resolve(sparsity)
+    if sparsity is None and wanted == 0:
+        raise ValueError("sparsity is not set, and this pruner implies none: add sparsity=0.5 (0 copies it dense)")
+    return wanted
+
+
+def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None, masks: MasksFile) -> PrunedCheckpoint:
+    """Choose, write what is missing, and add what belongs beside the weights."""
+    there = [file for file in task.files if (task.out / file.name).is_file()]
+    descriptor = masks.open()
+    try:
+        with task.stored.weights(task.progress.add) as weights:
+            architecture, begin = task.stored.architecture, task.progress.begin
+            choice = choose(task.pruner, weights, task.sparsity, architecture, known=known, stage=begin)
+            folder.write_journal(task.out, {"asked": asked, "choice": choice.as_dict()})
+            _write_shards(task, choice, (masks, descriptor), asked)
+        task.progress.end()
+        kept, structured = masks.count(descriptor)
+        parent = Checkpoint.open(task.stored.checkpoint.path).digest()
+        if task.asked() != asked:
+            raise ValueError(f"{task.stored.checkpoint.path} was changed while it was pruned: start again")
+        num_pruned = sum(math.prod(shape) for shape in masks.shapes.values()) - sum(kept.values())
+        masks.finish(descriptor, num_pruned=num_pruned, num_ties=choice.num_ties, parent=parent)
+    finally:
+        os.close(descriptor)
+    masks.path.replace(task.out / folder.MASKS)
+    copied, left_out = folder.other_files(task.stored.checkpoint.path, task.files)
+    folder.copy_files(task.stored.checkpoint.path, copied, task.out)
+    result = _result(task, kept, structured, parent, choice.num_ties)
+    result = replace(result, there=tuple(f.name for f in there), left_out=tuple(f.name for f in left_out))
+    with atomic_path(task.out / folder.CARD) as temporary:
+        temporary.write_text(model_card(result, task.stored.checkpoint.path.name))
+    return result
+
+
+def _write_shards(task: Task, choice: Choice, masks: tuple[MasksFile, int], asked: Mapping[str, Any]) -> None:
+    """Write the shards that are missing. While one is written it is hashed, and the one before is made safe."""
+    todo = [file for file in task.files if not (task.out / file.name).is_file()]
+    task.progress.begin("write", sum(file.stat().st_size for file in todo))
+    safe: Future[None] | None = None
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as behind:
+        for file in todo:
+            hashed = hashing.submit(file_digest, file)
+            final = task.out / file.name
+            descriptor = os.open(temporary_of(final), os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                output = Output(descriptor, *masks, choice, task.progress.add)
+                write_shard(file, task.stored.prunable_in(file), output)
+            finally:
+                os.close(descriptor)
+            hashed.result()
+            if safe is not None:
+                safe.result()
+            folder.write_journal(task.out, {"asked": asked, "choice": choice.as_dict()})
+            safe = behind.submit(make_safe, temporary_of(final), final, masks[1])
+        if safe is not None:
+            safe.result()
+
+
+def _result(task: Task, kept: Mapping[str, int], structured: bool, parent: str, num_ties: int) -> PrunedCheckpoint:
+    """Count weights and bytes, as they are and as they would be in storage that leaves zeros out."""
+    places = {canonical: task.stored.places[name] for canonical, name in task.stored.names.items()}
+    sizes = {canonical: math.prod(place.shape) for canonical, place in places.items()}
+    num_bytes = task.stored.num_bytes
+    rest = num_bytes - sum(sizes[name] * place.dtype.itemsize for name, place in places.items())
+    bitmask = sum(-(-sizes[name] // 8) + kept[name] * place.dtype.itemsize for name, place in places.items())
+    two_four = sum(sizes[name] // 4 * (8 * 2 * place.dtype.itemsize + 4) // 8 for name, place in places.items())
+    return PrunedCheckpoint(
+        path=task.out,
+        parent=parent,
+        pruner=task.pruner.describe(),
+        num_parameters=task.stored.num_parameters,
+        num_prunable=sum(sizes.values()),
+        num_pruned=sum(sizes.values()) - sum(kept.values()),
+        num_ties=num_ties,
+        bytes_dense=num_bytes,
+        bytes_bitmask=rest + bitmask,
+        bytes_two_four=rest + two_four if structured else None,
+        passes=tuple(done.as_dict() for done in task.progress.passes),
+    )
+
+
+def _as_result(content: Mapping[str, Any], out: Path) -> PrunedCheckpoint:
+    """Read a finished prune's record."""
+    lists = {key: tuple(content[key]) for key in ("passes", "left_out")}
+    return PrunedCheckpoint(**{**content, **lists, "path": out, "finished_before": True})
