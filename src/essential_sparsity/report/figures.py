@@ -31,13 +31,13 @@ def write_figures(panel: Panel, folder: Path, name: str) -> list[Path]:
             if figure is not None:
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")  # laid out once, for both files
-                written += [_save(figure, folder / f"{kind}-{name}.{suffix}") for suffix in ("svg", "png")]
+                written += [save_figure(figure, folder / f"{kind}-{name}.{suffix}") for suffix in ("svg", "png")]
     return written
 
 
 def curve_figure(panel: Panel) -> Figure:
     """The metric against sparsity with every run as a dot; beside it the paired loss around ε."""
-    figure = _figure(10, 4)
+    figure = empty_figure(10, 4)
     left, right = figure.subplots(1, 2)
     _draw_metric(left, panel)
     _draw_loss(right, panel)
@@ -52,7 +52,7 @@ def sensitivity_figure(panel: Panel) -> Figure | None:
     found = panel.result.sensitivity
     if not found:
         return None
-    figure = _figure(4.6, 3.2)
+    figure = empty_figure(4.6, 3.2)
     axes = figure.subplots()
     for i, each in enumerate(found):
         low, high = each.ci_low or 0.0, 1.0 if each.ci_high is None else each.ci_high
@@ -71,7 +71,7 @@ def training_figure(panel: Panel) -> Figure | None:
     shown = [name for name in parts if has_numbers(panel.result, name)]
     if not shown:
         return None
-    figure = _figure(4.6 * len(shown), 3.2)
+    figure = empty_figure(4.6 * len(shown), 3.2)
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown):
         axes.plot(table["sparsity"], table[name].astype(float), "o-", color=style.CURVE, ms=4)
         if name == "flipped" and panel.result.dense_flipped is not None:
@@ -86,7 +86,7 @@ def layer_figure(panel: Panel) -> Figure | None:
     if panel.level not in panel.layers:
         return None
     grid = layer_grid(panel.layers[panel.level])
-    figure = _figure(1.6 + 0.85 * grid.shape[1], 1.3 + 0.32 * grid.shape[0])
+    figure = empty_figure(1.6 + 0.85 * grid.shape[1], 1.3 + 0.32 * grid.shape[0])
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
     picture = axes.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=max(0.01, float(grid.max().max())))
@@ -173,13 +173,15 @@ def _draw_point(axes: Axes, result: EssentialSparsity, height: float) -> None:
     axes.plot(at, height, marker="*", ms=13, color=style.POINT, mec="white", mew=0.6, ls="", label=label, zorder=5)
 
 
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of this many inches that needs no screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure by its path's ending, whole or not at all; equal figures give equal files."""
     suffix = path.suffix.lstrip(".")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)

@@ -24,7 +24,6 @@ def curves_table(curves: Sequence[SparsityCurve]) -> pd.DataFrame:
 def terminal_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Where the essential sparsity of every curve lies, as plain text: a table, then one sentence per curve."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     if not results:
@@ -47,11 +46,33 @@ def terminal_table(results: Sequence[Mapping[str, Any]]) -> str:
             str(each["num_seeds"]),
             f"{each['num_rows']:,}",
         )
+    return _rendered(table, [str(each["sentence"]) for each in results])
+
+
+def plain_table(header: Sequence[str], lines: Sequence[Sequence[str]], *, num_words: int) -> str:
+    """A table as plain text of 120 columns: the first columns hold words and fold, the others numbers."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        is_number = i >= num_words
+        table.add_column(Text(name), overflow="fold", justify="right" if is_number else "left", no_wrap=is_number)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return _rendered(table, [])
+
+
+def _rendered(table: Any, sentences: Sequence[str]) -> str:
+    """A rich table, then sentences, as plain text of 120 columns."""
+    from rich.console import Console
+
     text = io.StringIO()
     console = Console(file=text, width=120, force_terminal=False, color_system=None)
     console.print(table)
-    for each in results:
-        console.print(str(each["sentence"]), markup=False, highlight=False)
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

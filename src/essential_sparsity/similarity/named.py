@@ -124,8 +124,17 @@ def _labelled(found: Sequence[NamedMasks]) -> list[NamedMasks]:
             needed |= {key} if len(more) > len(told) else set()
     labelled = [replace(each, label=_label(each, needed)) for each in found]
     labels = [each.label for each in labelled]
-    again = {label for label in labels if labels.count(label) > 1}
-    return [replace(e, label=f"{e.label} ({_file_name(e.path)})") if e.label in again else e for e in labelled]
+    clashing = [each.path for each in labelled if labels.count(each.label) > 1]
+    tails = _shortest_tails([path.parent if path.name == MASKS_FILE else path for path in clashing])
+    names = dict(zip(clashing, tails, strict=True))
+    return [replace(e, label=f"{e.label} ({names[e.path]})") if e.path in names else e for e in labelled]
+
+
+def _shortest_tails(paths: Sequence[Path]) -> list[str]:
+    """Give as many last parts of each path as tell all of them apart."""
+    longest = max((len(path.parts) for path in paths), default=0)
+    every = ([str(Path(*path.parts[-length:])) for path in paths] for length in range(1, longest + 1))
+    return next((tails for tails in every if len(set(tails)) == len(tails)), [str(path) for path in paths])
 
 
 def _label(named: NamedMasks, needed: Collection[str]) -> str:

@@ -39,7 +39,7 @@ def similarity_table(found: Sequence[NamedMasks], *, null: pd.DataFrame | None =
             lines.append({**about, "weight": name, "layer": place[0], "kind": place[1], **row})
     _add_siblings(lines, "ceiling", {"seed"})
     _add_siblings(lines, "other_task", {"data", "task"})
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(lines).astype({"layer": "Int64"})
     if null is not None:
         table = table.merge(null, how="left", on=["sparsity", "other_sparsity", "weight"])
     return table
@@ -64,7 +64,10 @@ def _contrast(one: NamedMasks, other: NamedMasks) -> str:
 
 
 def _add_siblings(lines: Sequence[dict[str, Any]], column: str, kinds: set[str]) -> None:
-    """Add the mean cosine of either side with masks that differ from it in these keys alone and are not the same."""
+    """Add the mean cosine of either side with other masks that differ from it in these keys alone.
+
+    Equal masks tell nothing of how far others lie apart, and pairs of two sparsities have no ceiling.
+    """
     known: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in lines:
         same = line["nested_in_other"] and line["contains_other"]
@@ -72,5 +75,6 @@ def _add_siblings(lines: Sequence[dict[str, Any]], column: str, kinds: set[str])
             for side in SIDES:
                 known[line[side], line["weight"]].append(line["cosine"])
     for line in lines:
+        level = line["sparsity"] == line["other_sparsity"]
         cosines = [cosine for side in SIDES for cosine in known.get((line[side], line["weight"]), ())]
-        line[column] = sum(cosines) / len(cosines) if cosines else math.nan
+        line[column] = sum(cosines) / len(cosines) if cosines and level else math.nan

@@ -1,0 +1,216 @@
+"""Pictures and page of a comparison of masks: functions of similarity.csv's table, drawn without a screen."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from essential_sparsity.report import style
+from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
+from essential_sparsity.report.tables import html_table, plain_table
+from essential_sparsity.runs import atomic_path
+
+MOST_NUMBERED = 14  # masks up to which every cell shows its number
+MOST_LAYERED = 6  # pairs whose matrices are drawn
+MOST_PRINTED = 60  # pairs that the terminal shows
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_similarity(
+    table: pd.DataFrame, folder: Path, *, masks: Sequence[Mapping[str, Any]], command: str, title: str
+) -> list[Path]:
+    """Write `folder/index.html` (self-contained) and `folder/figures/*.svg|png` from the table of similarity.csv.
+
+    `masks` says of each one label, path, sparsity, runs and digest, for the page's last table.
+    """
+    drawings = {"pairs": matrix_figure, "levels": level_figure, "layers": layer_figure}
+    written, pictures = [], []
+    with style.matplotlib_style():
+        for kind, draw in drawings.items():
+            figure = draw(table)
+            if figure is None:
+                continue
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for both files
+            files = [save_figure(figure, folder / "figures" / f"{kind}.{suffix}") for suffix in ("svg", "png")]
+            written += files
+            pictures.append(files[0].read_bytes())
+    with atomic_path(folder / "index.html") as temporary:
+        temporary.write_text(_page(table, pictures, masks, command, title), encoding="utf-8")
+    return [*written, folder / "index.html"]
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def matrix_figure(table: pd.DataFrame) -> Figure:
+    """Cosine of every pair of masks, and κ: the cosine beyond chance."""
+    totals = _totals(table)
+    labels = list(dict.fromkeys(line[side] for side in ("first", "second") for line in totals))
+    place = {label: i for i, label in enumerate(labels)}
+    size = 1.8 + 0.42 * len(labels)
+    figure = empty_figure(2 * size + 1.5, size)
+    for axes, (column, words) in zip(figure.subplots(1, 2), _SHOWN.items()):
+        grid = np.eye(len(labels))
+        for line in totals:
+            one, other = place[line["first"]], place[line["second"]]
+            grid[one, other] = grid[other, one] = line[column]
+        numbers = [[f"{value.round(2) + 0:.2f}" for value in row] for row in grid]
+        _heat(axes, grid, numbers if len(labels) <= MOST_NUMBERED else None, labels, labels)
+        axes.set_title(words, fontsize=9)
+    return figure
+
+
+def level_figure(table: pd.DataFrame) -> Figure | None:
+    """Two pruners' masks in one place against sparsity (Figure 10 of the paper): cosine with chance below, and κ."""
+    found = [line for line in _totals(table) if line["contrast"]]
+    if not found:
+        return None
+    levels, rows = sorted({line["sparsity"] for line in found}), list(dict.fromkeys(line["contrast"] for line in found))
+    figure = empty_figure(6 + 1.5 * len(levels), 1.3 + 0.5 * len(rows))
+    for axes, (column, words) in zip(figure.subplots(1, 2, sharey=True), _SHOWN.items()):
+        grid = np.full((len(rows), len(levels)), np.nan)
+        numbers = [[""] * len(levels) for _ in rows]
+        for line in found:
+            row, level = rows.index(line["contrast"]), levels.index(line["sparsity"])
+            grid[row, level] = line[column]
+            below = f"\n({line['chance']:.2f})" if column == "cosine" else ""
+            numbers[row][level] = f"{line[column]:.3f}{below}"
+        _heat(axes, grid, numbers, [f"{level:g}" for level in levels], rows)
+        axes.set_xlabel("sparsity of the prunable weights")
+        axes.set_title(words + (" (chance)" if column == "cosine" else ""), fontsize=9)
+    return figure
+
+
+def layer_figure(table: pd.DataFrame) -> Figure | None:
+    """κ of every prunable matrix, block by kind, for the pairs of two pruners (else for the first pairs)."""
+    matrices = [line for line in _lines(table) if line["weight"] != "total" and np.isfinite(line["kappa"])]
+    matrices = [line for line in matrices if line["contrast"]] or matrices
+    if not matrices:
+        return None
+    pairs = list(dict.fromkeys((line["first"], line["second"]) for line in matrices))[:MOST_LAYERED]
+    blocks, kinds = sorted({line["layer"] for line in matrices}), list(dict.fromkeys(line["kind"] for line in matrices))
+    num_columns = min(3, len(pairs))
+    num_rows = -(-len(pairs) // num_columns)
+    height = 1.5 + max(0.28, 2.4 / len(blocks)) * len(blocks)
+    figure = empty_figure(num_columns * (1.6 + 0.55 * len(kinds)), num_rows * height)
+    every = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axes in every[len(pairs) :]:
+        axes.set_axis_off()
+    for axes, pair in zip(every, pairs):
+        grid = np.full((len(blocks), len(kinds)), np.nan)
+        for line in matrices:
+            if (line["first"], line["second"]) == pair:
+                grid[blocks.index(line["layer"]), kinds.index(line["kind"])] = line["kappa"]
+        _heat(axes, grid, None, [short_kind(kind) for kind in kinds], [f"{block:.0f}" for block in blocks])
+        axes.set_title("κ: " + "\n".join(pair), fontsize=8)
+    return figure
+
+
+def _lines(table: pd.DataFrame) -> list[dict[str, Any]]:
+    whole = table.fillna({"contrast": ""})  # as read from similarity.csv
+    return [dict(zip(whole.columns, row)) for row in whole.itertuples(index=False, name=None)]
+
+
+def _totals(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [line for line in _lines(table) if line["weight"] == "total"]
+
+
+_SHOWN = {"cosine": "cosine", "kappa": "κ = (cosine − chance) / (1 − chance)"}
+
+
+def _heat(
+    axes: Axes, grid: np.ndarray, numbers: list[list[str]] | None, across: Sequence[str], down: Sequence[str]
+) -> None:
+    """Draw shares in [0, 1] as a heat-map whose first row is on top; values below 0 look like 0."""
+    colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
+    axes.pcolormesh(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.5)
+    axes.set_xticks(np.arange(len(across)) + 0.5, across, rotation=30 if max(map(len, across)) > 6 else 0, ha="center")
+    axes.set_yticks(np.arange(len(down)) + 0.5, down)
+    for label in axes.get_xticklabels():
+        label.set_horizontalalignment("right" if label.get_rotation() else "center")
+    axes.set_ylim(len(down), 0)
+    axes.grid(False)
+    for i, line in enumerate(numbers or []):
+        for j, text in enumerate(line):
+            ink = "white" if grid[i, j] > 0.6 else style.INK
+            if text and np.isfinite(grid[i, j]):
+                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+# --- tables and page --------------------------------------------------------------------------------------------------
+
+
+def pair_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the total rows, two pruners in one place first: similarity, and what to hold it against."""
+    totals = sorted(_totals(table), key=lambda line: not line["contrast"])
+    columns = {"cosine": "cosine", "chance": "chance", "layer_matched_chance": "matched", "kappa": "κ",
+               "jaccard_removed": "Jaccard"}  # fmt: skip
+    further = {"ceiling": "other seeds", "other_task": "other tasks", "null_cosine": "displaced"}
+    columns |= {key: name for key, name in further.items() if any(np.isfinite(line.get(key, nan)) for line in totals)}
+    lines = []
+    for line in totals:
+        cells = [_number(line[key]) + (_interval(line) if key == "null_cosine" else "") for key in columns]
+        lines.append([str(line["first"]), _NESTED[bool(line["nested_in_other"]), bool(line["contains_other"])],
+                      str(line["second"]), *cells])  # fmt: skip
+    return ["first", "", "second", *columns.values()], lines
+
+
+_NESTED = {(True, True): "=", (True, False): "⊂", (False, True): "⊃", (False, False): ""}
+
+
+def terminal_pairs(table: pd.DataFrame) -> str:
+    """The total rows as plain text, 60 of them at most."""
+    header, lines = pair_rows(table)
+    more = f"\n… and {len(lines) - MOST_PRINTED} more pairs" if len(lines) > MOST_PRINTED else ""
+    return plain_table(header, lines[:MOST_PRINTED], num_words=3) + more
+
+
+def _interval(line: Mapping[str, Any]) -> str:
+    return f" [{_number(line['null_low'])}, {_number(line['null_high'])}]" if np.isfinite(line["null_cosine"]) else ""
+
+
+def _number(value: float) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.4f}"
+
+
+def _page(
+    table: pd.DataFrame, pictures: Sequence[bytes], masks: Sequence[Mapping[str, Any]], command: str, title: str
+) -> str:
+    encoded = [base64.b64encode(data).decode() for data in pictures]
+    images = "".join(
+        f'<p><img style="max-width:100%" alt="heat-map" src="data:image/svg+xml;base64,{text}"></p>' for text in encoded
+    )
+    header, lines = pair_rows(table)
+    named = [[str(value) for value in each.values()] for each in masks]
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
+        f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
+        f"<p class=sub>{len(masks)} masks, {len(lines)} pairs</p>"
+        f"<section><h2>How alike</h2>{images}</section>"
+        f"<section><h2>Every pair</h2>{html_table(header, lines)}</section>"
+        f"<section><h2>What was compared</h2>{html_table(list(masks[0]), named)}<pre>{escape(command)}</pre></section>"
+        f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p></section></main></body></html>\n"
+    )
+
+
+METHOD = (
+    "Masks are vectors of zeros and ones over the prunable weights. Two random masks of densities d₁ and d₂ already "
+    "have the cosine √(d₁d₂): chance. Matched: chance that knows how many weights each matrix keeps, and no more. "
+    "κ = (cosine − chance) / (1 − chance). Jaccard: of what either mask removes, the share that both remove. "
+    "⊂: the second keeps all that the first keeps. "
+    "Other seeds: the mean cosine with the same masks of other seeds, a ceiling for what can be expected; other tasks "
+    "likewise. Displaced: the pre-trained weights plus Gaussian noise that moves each matrix as far as training moved "
+    "it, pruned alike; mean over the draws and the interval in which one more draw would lie. A cosine inside it says "
+    "no more than that training moved the weights little."
+)
