@@ -13,7 +13,6 @@ def model_card(pruned: "PrunedCheckpoint", parent_name: str) -> str:
     lines = [
         "---",
         "tags: [pruned, sparse]",
-        f"base_model: {parent_name}",
         "---",
         "",
         f"# {parent_name}, pruned to sparsity {pruned.sparsity:.6g}",

@@ -5,8 +5,8 @@ holds. With these each weight is masked by itself, in any order and by any threa
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -14,12 +14,14 @@ from typing import Any, Protocol, cast
 import numpy as np
 from torch import Tensor
 
-from essential_sparsity.pruning import Architecture, Pruner, Unstructured
+from essential_sparsity.pruning import Architecture, Pruner
 from essential_sparsity.pruning.histogram import BINS, Piece, codes, count_bins, from_both_ends, pieces
-from essential_sparsity.pruning.pruner import Ranking
 from essential_sparsity.pruning.scores import Score
 from essential_sparsity.pruning.thresholds import Competitors, Cut, PieceReader
 from essential_sparsity.streaming.stored import FlatWeight, StoredWeight
+
+WIDE = ("float32", "uint31")
+"""Forms of 32 bits, of which a bin is the upper half."""
 
 Keeper = Callable[[FlatWeight, int, int], np.ndarray]
 """Says which of the weights start … stop are kept: uint8, packed in little bit order. Called from the first on."""
@@ -104,7 +106,7 @@ class CountedByWeight:
 
 
 def _refuse_non_finite(name: str, counts: np.ndarray, score: Score, form: str) -> None:
-    shift = 16 if form in ("float32", "uint31") else 0
+    shift = 16 if form in WIDE else 0
     bad = 0
     for last in np.flatnonzero(counts)[::-1]:
         if math.isfinite(score.value(int(last) << shift, form)):
@@ -124,11 +126,12 @@ class ByCuts:
     num_ties: int
 
     @classmethod
-    def of(cls, ranking: Ranking, counted: CountedByWeight, sparsity: Fraction | None, form: str) -> "ByCuts":
-        """Cut a ranking of counted weights: fp32 takes a refining pass, and one more where equal scores are parted."""
+    def of(cls, counted: CountedByWeight, groups: Iterable[tuple[Competitors, int]], form: str) -> "ByCuts":
+        """Cut groups of counted weights: fp32 takes a refining pass, and one more where equal scores are parted."""
         cuts: dict[str, Cut] = {}
         num_ties = 0
-        for competitors, cut in _group_cuts(ranking, sparsity):
+        for competitors, num_pruned in groups:
+            (cut,) = competitors.cut([num_pruned])
             ties = _ties(competitors, cut, counted) if cut.splits_ties else dict.fromkeys(competitors.sizes, 0)
             num_ties += sum(ties.values())
             left = cut.num_kept_ties if cut.splits_ties else 0
@@ -164,13 +167,6 @@ class ByCuts:
         """Read what `as_dict` gave."""
         cuts = {name: Cut(*numbers) for name, numbers in content["cuts"].items()}
         return cls(score, content["form"], cuts, content["num_ties"])
-
-
-def _group_cuts(ranking: Ranking, sparsity: Fraction | None) -> Iterator[tuple[Competitors, Cut]]:
-    """Give the cut of each group of weights that are ranked together."""
-    level = ranking.pruner.resolve(sparsity) or Fraction(0)
-    for competitors, (count,) in zip(ranking._groups, ranking._nums_pruned([level])):
-        yield competitors, competitors.cut([count])[0]
 
 
 def _ties(competitors: Competitors, cut: Cut, counted: CountedByWeight) -> dict[str, int]:
@@ -230,23 +226,40 @@ def choose(
 
     `known` is what `as_dict` of the same choice gave before a kill: then nothing is read.
     """
-    if not cuts_suffice(pruner):
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if pruner.allocation.splits(list(shapes), architecture):
+        raise ValueError(
+            f"pruner {pruner.allocation.describe()} splits fused matrices by kind, which prune does not: name whole "
+            "weights, or use essential-sparsity evaluate"
+        )
+    if pruner.pattern.runs(shapes, architecture) or pruner.allocation.runs(shapes, architecture):
         unheard = {name: StoredWeight(weight.descriptor, weight.place) for name, weight in weights.items()}
         return ByWeight(pruner, sparsity, architecture, unheard, dict((known or {}).get("ties", {})))
     if known:
         return ByCuts.from_dict(pruner.score, known)
+    return _count_and_cut(pruner, weights, sparsity, architecture, stage)
+
+
+def _count_and_cut(
+    pruner: Pruner,
+    weights: Mapping[str, StoredWeight],
+    sparsity: Fraction | None,
+    architecture: Architecture,
+    stage: Stage,
+) -> ByCuts:
+    """Count scores by weight, then cut each group of weights that compete where its allocation says."""
+    stored, allocation = cast(Mapping[str, Tensor], weights), pruner.allocation
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    sizes = {name: weight.numel() for name, weight in weights.items()}
+    groups, nums_pruned = allocation.groups(list(shapes)), allocation.nums_pruned(sparsity, shapes, architecture)
     num_bytes = sum(weight.place.stop - weight.place.start for weight in weights.values())
     num_read = num_bytes if pruner.score.reads_weights else 0
     stage("count", num_read)
-    counted = CountedByWeight.of(pruner.score, weights)
-    stored = cast(Mapping[str, Tensor], weights)
-    ranking = replace(pruner, score=cast(Score, counted)).rank(stored, architecture=architecture)
-    form = pruner.score.form(stored)
-    if form in ("float32", "uint31"):
+    counted, form = CountedByWeight.of(pruner.score, weights), pruner.score.form(stored)
+    if form in WIDE:
         stage("refine", num_read)
-    return ByCuts.of(ranking, counted, sparsity, form)
-
-
-def cuts_suffice(pruner: Pruner) -> bool:
-    """Say whether one cut per weight makes the masks: zeros may lie anywhere, and rows are not counted apart."""
-    return isinstance(pruner.pattern, Unstructured) and type(pruner.allocation).__name__ != "PerRow"
+    competing = (
+        (Competitors(stored, {name: sizes[name] for name in group}, cast(Score, counted), form), num_pruned)
+        for group, num_pruned in zip(groups, nums_pruned, strict=True)
+    )
+    return ByCuts.of(counted, competing, form)

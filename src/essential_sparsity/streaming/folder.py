@@ -27,10 +27,6 @@ _ROOM = 2**20
 """Bytes for the small files that are written beside weights and masks."""
 
 
-class ForeignFolder(ValueError):
-    """The folder belongs to another prune, or holds files that no prune wrote; nothing in it is touched."""
-
-
 def check_apart(checkpoint: Path, out: Path) -> None:
     """Refuse a folder that is the checkpoint's own or lies inside it: the dense weights would be lost."""
     source, target = checkpoint.resolve(), out.resolve()
@@ -61,7 +57,7 @@ def held(out: Path) -> Iterator[None]:
 def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """Give what another start of the same prune left: its record when it is whole, else its journal, else None.
 
-    Raises ForeignFolder where the folder was filled by something else.
+    Raises ValueError where another prune or something else filled the folder: nothing in it is touched.
     """
     for name in (RECORD, JOURNAL):
         if (out / name).is_file():
@@ -69,11 +65,11 @@ def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
             if found := differences(asked, content.get("asked", {})):
                 more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
                 shown = "; ".join(found[:2])
-                raise ForeignFolder(f"out={out} belongs to another prune ({shown}{more}): give another folder")
+                raise ValueError(f"out={out} belongs to another prune ({shown}{more}): give another folder")
             return content
     others = sorted(path.name for path in out.iterdir())
     if others:
-        raise ForeignFolder(f"out={out} holds other files ({', '.join(others[:3])}): give a new or empty folder")
+        raise ValueError(f"out={out} holds other files ({', '.join(others[:3])}): give a new or empty folder")
     return None
 
 
