@@ -81,4 +81,4 @@ def test_counts_are_exact_and_monotone(n: int, first: int, second: int) -> None:
 def test_global_is_one_group_and_uniform_one_per_weight() -> None:
     assert Global().groups(["a", "b"]) == [("a", "b")]
     assert Uniform().groups(["a", "b"]) == [("a",), ("b",)]
-    assert Uniform().num_pruned(Fraction(1, 2), [3, 4]) == [2, 2]
+    assert Uniform().nums_pruned(Fraction(1, 2), {"a": (1, 3), "b": (2, 2)}, None) == [2, 2]

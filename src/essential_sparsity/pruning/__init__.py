@@ -1,6 +1,6 @@
 """Which weights go, and how many: score × allocation × pattern, exact to the weight: the paper's method section."""
 
-from essential_sparsity.pruning.allocations import Global, Uniform, exact_sparsity
+from essential_sparsity.pruning.allocations import ErdosRenyi, Global, PerRow, Uniform, exact_sparsity
 from essential_sparsity.pruning.architecture import (
     Architecture,
     architecture_of,
@@ -12,22 +12,27 @@ from essential_sparsity.pruning.architecture import (
     prunable_names,
     prunable_weights,
 )
+from essential_sparsity.pruning.explicit import Explicit
 from essential_sparsity.pruning.histogram import MagnitudeHistogram
 from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, ReassignedLottery
 from essential_sparsity.pruning.masks import Masks
-from essential_sparsity.pruning.patterns import Unstructured
+from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
 from essential_sparsity.pruning.scores import Magnitude, Random
 
 __all__ = [
+    "NM",
     "Architecture",
     "Calibration",
+    "ErdosRenyi",
+    "Explicit",
     "Global",
     "Lottery",
     "Magnitude",
     "MagnitudeHistogram",
     "Masks",
     "MatchedCompute",
+    "PerRow",
     "Pruned",
     "Pruner",
     "Random",

@@ -120,7 +120,7 @@ class ReassignedLottery(Lottery):
         found = super().prune(model, **options).masks
         if not found.num_pruned:
             return Pruned(found)
-        from essential_sparsity.pruning.allocations import Explicit
+        from essential_sparsity.pruning.explicit import Explicit
 
         shares = {name: Fraction(found.num(name) - found.num_kept(name), found.num(name)) for name in found}
         weights = prunable_weights(model, options.get("architecture"))

@@ -1,105 +1,127 @@
-"""Patterns: where zeros may lie. A pattern turns scores and cuts into bit-packed masks."""
+"""Patterns: where zeros may lie: anywhere, or N:M."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Protocol
 
-import numpy as np
+from essential_sparsity.inputs import suggest
+from essential_sparsity.pruning.architecture import Architecture
+from essential_sparsity.pruning.rows import Runs
 
-from essential_sparsity.pruning.histogram import Piece, codes, from_both_ends
-from essential_sparsity.pruning.thresholds import Competitors, Cut
-
-CHUNKS = 3
-"""Chunks of 32-bit scores in a piece: fewer calls for each cut, whose threads wait for one another, and still 3 MiB."""
+AXES = ("input", "output")
+REMAINDERS = ("error", "pad", "skip")
 
 
-class Pattern(Protocol):
+class Pattern(ABC):
     """What a ranking asks of a pattern."""
 
     def resolve(self, sparsity: Fraction | None) -> Fraction:
-        """Give the sparsity that is meant, or raise ValueError where it contradicts the pattern."""
-        ...
+        """Give the sparsity that is meant, dense for None; raises ValueError where it contradicts the pattern."""
+        return Fraction(0) if sparsity is None else sparsity
 
-    def keep(self, competitors: Competitors, nums_pruned: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Build one mask per count: bit-packed uint8 arrays by name."""
-        ...
+    def runs(self, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture | None) -> dict[str, Runs] | None:
+        """See the weights as runs of which each keeps some; None where the allocation says how many go."""
+        return None
 
+    @abstractmethod
     def describe(self) -> str:
         """Name the pattern and its settings in one line."""
-        ...
+
+    @classmethod
+    def read(cls, value: object) -> "Pattern":
+        """Read a pattern: one itself, "2:4", or {keep: 2, of: 4}; raises ValueError for an integer, which YAML made."""
+        if isinstance(value, Pattern):
+            return value
+        if isinstance(value, str):
+            return NM.parse(value)
+        if isinstance(value, Mapping) and {"keep", "of"} <= set(value):
+            return NM(**value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 60:
+            keep, of = divmod(value, 60)
+            raise ValueError(
+                f"pattern={value} is a number, as YAML reads {keep}:{of} in base 60: write pattern='\"{keep}:{of}\"', "
+                f"or {{keep: {keep}, of: {of}}}"
+            )
+        raise ValueError(f'pattern={value!r} is no pattern: give "2:4" or {{keep: 2, of: 4}}')
 
 
 @dataclass(frozen=True)
-class Unstructured:
-    """Zeros may lie anywhere."""
+class NM(Pattern):
+    """Of each run of `of` weights along an axis the `keep` largest stay: any N:M, 2:4 the one that GPUs have.
+
+    `axis` is "input" (runs of one output's inputs, whatever the layout) or "output". `remainder` says what happens to
+    a row's last weights where `of` does not divide it: "error", "pad" (they count as a run filled up with zeros, which
+    go first) or "skip" (they stay dense). The allocation plays no part.
+    """
+
+    keep: int = 2
+    of: int = 4
+    axis: str = "input"
+    remainder: str = "error"
+
+    def __post_init__(self) -> None:
+        """Check all settings; raises ValueError."""
+        for name, value in (("keep", self.keep), ("of", self.of)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"pattern {self.keep}:{self.of} has {name}={value!r}: give a whole number, as in 2:4")
+        if not 1 <= self.keep <= self.of:
+            raise ValueError(
+                f"pattern {self.keep}:{self.of} keeps {self.keep} of each {self.of} weights: "
+                "give keep:of with 1 ≤ keep ≤ of, as in 2:4"
+            )
+        for name, value, choices in (("axis", self.axis, AXES), ("remainder", self.remainder, REMAINDERS)):
+            if value not in choices:
+                raise ValueError(f"pattern.{name}={value!r} is unknown{suggest(value, choices)}")
+
+    @classmethod
+    def parse(cls, text: str) -> "NM":
+        """Read "2:4": of each 4 weights 2 stay; raises ValueError for anything else."""
+        found = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+        if found is None:
+            raise ValueError(f'pattern={text!r} is no pattern: give keep:of, such as "2:4"')
+        return cls(int(found[1]), int(found[2]))
 
     def resolve(self, sparsity: Fraction | None) -> Fraction:
-        """None means dense."""
-        return Fraction(0) if sparsity is None else sparsity
+        """Give the implied (of − keep) / of for None, and 0 (dense) as it is; any other value raises ValueError."""
+        implied = Fraction(self.of - self.keep, self.of)
+        if sparsity and sparsity != implied:
+            raise ValueError(
+                f"sparsity={float(sparsity):g} contradicts pattern {self.keep}:{self.of}, which implies "
+                f"{float(implied):g}: give sparsity=null (or 0.0 for dense)"
+            )
+        return implied if sparsity is None else sparsity
 
-    def keep(self, competitors: Competitors, nums_pruned: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        """Keep mask of the largest scores; ties keep the earlier weight. One pass over the weights for all counts."""
-        cuts = competitors.cut(nums_pruned)
-        masks = [_empty_masks(competitors.sizes) for _ in cuts]
-        levels = [(cut.code, _TiesSeen.both_ways(cut) if cut.splits_ties else None) for cut in cuts]
-        pieces = competitors.pieces(CHUNKS if competitors.is_wide else 1)
-        buffers = np.empty(
-            (2, max((stop - start for _, start, stop in pieces), default=0)), dtype=bool
-        )  # a row a thread
-        read = competitors.reader()
+    def runs(self, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture | None) -> dict[str, Runs]:
+        """Cut each weight into runs; raises ValueError naming one that `of` does not divide, unless pad or skip."""
+        return {name: self._runs(name, shape, architecture) for name, shape in shapes.items()}
 
-        def process(piece: Piece, backward: bool) -> None:
-            name, start, stop = piece
-            values = codes(read(piece, backward))
-            keep = buffers[int(backward), : stop - start]
-            first, last = start // 8, -(-stop // 8)
-            for mask, (code, ties) in zip(masks, levels):
-                np.greater_equal(values, code, out=keep)
-                if ties is not None:
-                    ties[backward].prune(values, keep)
-                mask[name][first:last] = np.packbits(keep, bitorder="little")
+    def _runs(self, name: str, shape: tuple[int, ...], architecture: Architecture | None) -> Runs:
+        inputs = architecture.input_axis if architecture else 1
+        parts, along = 1, inputs
+        if self.axis == "output":
+            along = 1 - inputs
+            parts = len(architecture.fused.get(architecture.kind(name) or "", ("all",))) if architecture else 1
+        whole = Runs.along(shape, along, parts=parts)
+        if whole.length % self.of and self.remainder == "error":
+            raise ValueError(
+                f"weight {name!r} has {whole.length} {self.axis}s in a row, which pattern {self.keep}:{self.of} does "
+                "not divide: give pruner.pattern.remainder=pad or skip"
+            )
+        return replace(whole, of=self.of, keep=self.keep, pad=self.remainder != "skip")
 
-        from_both_ends(pieces, process)
-        return masks
+    def describe(self) -> str:
+        """Name the pattern and what differs from its defaults."""
+        further = [f"{self.axis} axis"] if self.axis != "input" else []
+        further += [f"remainder {self.remainder}"] if self.remainder != "error" else []
+        return ", ".join([f"{self.keep}:{self.of}", *further])
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Zeros may lie anywhere."""
 
     def describe(self) -> str:
         """Name the pattern."""
         return "unstructured"
-
-
-def _empty_masks(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Allocate one level's bit-packed masks in one piece, which the kernel can back with large pages."""
-    starts = np.cumsum([0, *(-(-n // 8) for n in sizes.values())])
-    whole = np.empty(int(starts[-1]), dtype=np.uint8)
-    return {name: whole[start:stop] for name, start, stop in zip(sizes, starts, starts[1:])}
-
-
-class _TiesSeen:
-    """How many weights at a cut one thread has passed, from the first weight on or from the last back."""
-
-    def __init__(self, cut: Cut, backward: bool) -> None:
-        self._cut = cut
-        self._backward = backward
-        self._seen = 0
-
-    @classmethod
-    def both_ways(cls, cut: Cut) -> tuple["_TiesSeen", "_TiesSeen"]:
-        """Count for the thread that goes forward and for the one that goes backward."""
-        return cls(cut, False), cls(cut, True)
-
-    def prune(self, values: np.ndarray, keep: np.ndarray) -> None:
-        """Clear the ties of this piece that come after the kept ones in fixed order; `keep` has all of them set."""
-        cut = self._cut
-        if self._backward and self._seen >= cut.num_ties - cut.num_kept_ties:
-            return
-        equal = values == cut.code
-        if not self._backward and self._seen >= cut.num_kept_ties:
-            keep[equal] = False
-            return
-        found = int(np.count_nonzero(equal))
-        if found == 0:
-            return
-        first = cut.num_ties - self._seen - found if self._backward else self._seen
-        keep[np.flatnonzero(equal)[max(0, cut.num_kept_ties - first) :]] = False
-        self._seen += found

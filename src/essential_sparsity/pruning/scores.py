@@ -104,7 +104,8 @@ class Random:
         return self
 
     def form(self, weights: Mapping[str, Tensor]) -> str:
-        """Random scores have 31 bits, whatever the weights' dtype."""
+        """Random scores have 31 bits, whatever the weights' dtype; one that cannot be pruned raises ValueError."""
+        common_form(weights)
         return "uint31"
 
     def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:

@@ -58,6 +58,11 @@ class Competitors:
         return PieceReader(self._weights, self._score, self._form)
 
     @property
+    def counts(self) -> np.ndarray:
+        """How many weights fall into each bin: [2^15]."""
+        return self._counts
+
+    @property
     def is_wide(self) -> bool:
         """Scores have 32 bits, of which a bin is the upper half; else a bin is one score."""
         return self._form in ("float32", "uint31")
