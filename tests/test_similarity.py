@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.analysis.synthetic_sweep import open_run
 from torch import Tensor
 
 from essential_sparsity.pruning import Global, Magnitude, Masks, Pruner, Uniform, Unstructured
 from essential_sparsity.runs import Run
 from essential_sparsity.similarity import displacement_null, level_pairs, read_masks, read_weights, similarity_table
 from essential_sparsity.similarity.displacement import displaced, distances
-from essential_sparsity.similarity.table import similarity_table as table_of
+from tests.analysis.synthetic_sweep import open_run
 
 SHAPES = {"encoder.layer.0.output.dense.weight": (8, 12), "encoder.layer.1.output.dense.weight": (5, 7)}
 
@@ -48,8 +47,8 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def totals(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    lines = table[table["weight"] == "total"].to_dict("records")
-    return {(str(line["first"]), str(line["second"])): {str(k): v for k, v in line.items()} for line in lines}
+    lines = (dict(zip(table.columns, row)) for row in table.itertuples(index=False, name=None))
+    return {(line["first"], line["second"]): line for line in lines if line["weight"] == "total"}
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -130,14 +129,14 @@ def test_too_many_masks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_pair_has_a_line_per_weight_and_one_in_total(sweep: Path) -> None:
-    table = table_of(read_masks([sweep]))
+    table = similarity_table(read_masks([sweep]))
     assert len(table) == 10 * (len(SHAPES) + 1)
     assert table["weight"].tolist()[:3] == [*SHAPES, "total"]
     assert table[["layer", "kind"]].head(2).to_numpy().tolist() == [[0, "mlp_out"], [1, "mlp_out"]]
 
 
 def test_pairs_say_what_sets_them_apart(sweep: Path) -> None:
-    lines = totals(table_of(read_masks([sweep])))
+    lines = totals(similarity_table(read_masks([sweep])))
     apart = {pair: line["differs"] for pair, line in lines.items()}
     lottery = "lottery at 0.3, seed {}, subset {}".format
     both = {frozenset(pair): differs for pair, differs in apart.items()}
@@ -150,7 +149,7 @@ def test_pairs_say_what_sets_them_apart(sweep: Path) -> None:
 
 
 def test_ceilings_are_the_mean_cosines_with_other_seeds_and_other_tasks(sweep: Path) -> None:
-    lines = totals(table_of(read_masks([sweep])))
+    lines = totals(similarity_table(read_masks([sweep])))
     (pair,) = [p for p in lines if "omp at 0.3" in p and any("seed 0, subset sst2" in label for label in p)]
     assert lines[pair]["ceiling"] == pytest.approx(masks_of(1).cosine(masks_of(2)))
     assert lines[pair]["other_task"] == pytest.approx(masks_of(1).cosine(masks_of(11)))
@@ -159,9 +158,10 @@ def test_ceilings_are_the_mean_cosines_with_other_seeds_and_other_tasks(sweep: P
 def test_one_shot_masks_alone_have_no_ceiling(sweep: Path) -> None:
     for seed in (0, 1):
         run_with(sweep, masks_of(0, "0.5"), seed=seed)
-    table = table_of(read_masks([sweep / "*omp*"]))
-    assert table["ceiling"].isna().all() and table["differs"].eq("sparsity").all()
-    assert table["contains_other"].all() != table["nested_in_other"].all()
+    table = similarity_table(read_masks([sweep / "*omp*"]))
+    assert all(map(math.isnan, table["ceiling"]))
+    assert set(table["differs"]) == {"sparsity"}
+    assert {all(table["contains_other"]), all(table["nested_in_other"])} == {True, False}
 
 
 def test_masks_of_different_models_are_refused_by_name(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_masks_of_different_models_are_refused_by_name(tmp_path: Path) -> None:
     turned = {name: keep.T for name, keep in masks_of(0).items()}
     Masks.from_tensors(turned).save(tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"a at .* and b at .* belong to different models: .*layer.0.output.dense"):
-        table_of(read_masks([tmp_path / "*"]))
+        similarity_table(read_masks([tmp_path / "*"]))
 
 
 # --- the displacement null --------------------------------------------------------------------------------------------
@@ -219,8 +219,10 @@ def test_a_displacement_of_five_per_cent_leaves_a_cosine_near_0_98() -> None:
     here = {"encoder.layer.0.output.dense.weight": torch.randn(400, 500, generator=torch.Generator().manual_seed(0))}
     there = {n: w + 0.05 * torch.randn(w.shape, generator=torch.Generator().manual_seed(1)) for n, w in here.items()}
     level = Fraction(1, 2)
-    (total,) = displacement_null(here, there, levels={(level, level)}, num_draws=3).query("weight == 'total'").to_dict(
-        "records"
+    (total,) = (
+        displacement_null(here, there, levels={(level, level)}, num_draws=3)
+        .query("weight == 'total'")
+        .to_dict("records")
     )
     assert total["null_cosine"] == pytest.approx(0.975, abs=0.01)
     assert total["displacement"] == pytest.approx(0.05, abs=0.001)
@@ -258,8 +260,9 @@ def test_the_table_takes_the_null_by_levels_and_weight(sweep: Path) -> None:
     found = read_masks([sweep])
     null = displacement_null(weights_of(0), moved_by(0.2), levels=level_pairs(found), num_draws=2)
     table = similarity_table(found, null=null)
-    assert len(table) == 30 and table["null_cosine"].notna().all()
-    assert table["null_low"].le(table["null_cosine"]).all() and table["null_high"].le(1).all()
+    assert len(table) == 30
+    low, mean, high = (table[name].tolist() for name in ("null_low", "null_cosine", "null_high"))
+    assert all(0 <= a <= b <= c <= 1 for a, b, c in zip(low, mean, high, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def job(composed: DictConfig) -> None:
 
 def _null(config: dict[str, Any], found: Sequence[Any]) -> tuple[pd.DataFrame | None, dict[str, Any] | None]:
     """Compute the displacement null where both checkpoints are given, and say what it came from."""
-    from essential_sparsity.similarity import displacement_null, level_pairs, read_weights
+    from essential_sparsity.similarity import displacement_null, level_pairs, open_weights, read_weights
 
     paths = {key: config[key] for key in ("pretrained", "trained")}
     if None in paths.values():
@@ -55,11 +55,12 @@ def _null(config: dict[str, Any], found: Sequence[Any]) -> tuple[pd.DataFrame | 
             each.masks.check(weights["pretrained"])
         except ValueError as error:
             raise ValueError(f"pretrained={paths['pretrained']} does not fit {each.label}: {error}") from None
+    digests = {f"{key} sha256": open_weights(path).digest() for key, path in paths.items()}
     draws = {"num_draws": config["num_draws"], "seed": config["seed"]}
     null = displacement_null(
         weights["pretrained"], weights["trained"], levels=level_pairs(found), pruner=pruner, **draws
     )
-    return null, {**paths, **draws, **pruner.describe()}
+    return null, {**paths, **digests, **draws, **pruner.describe()}
 
 
 def _told(each: Any) -> dict[str, Any]:

@@ -99,14 +99,19 @@ def displaced(weights: Mapping[str, Tensor], moved: Mapping[str, float], *, seed
     return found
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """Read the prunable weights of a checkpoint, or of a run folder's model/, in fp32 by canonical name."""
+def open_weights(path: Path | str) -> Checkpoint:
+    """Open a checkpoint, or the one in a run folder's model/; raises ValueError where a run kept none."""
     path = Path(path)
     if (path / "run.json").is_file():
         if not (path / "model").is_dir():
             raise ValueError(f"{path} holds no model/: train it again with save_model=true")
         path = path / "model"
-    stored = Checkpoint.open(path)
+    return Checkpoint.open(path)
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read the prunable weights of what `open_weights` opens, in fp32 by canonical name."""
+    stored = open_weights(path)
     return {canonical: stored[name].float() for canonical, name in prunable_names(stored).items()}
 
 
