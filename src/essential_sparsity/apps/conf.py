@@ -102,6 +102,7 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     add_rounds(config)
     for stage in _stages(config):
         _choose_task(stage, chosen if stage is config else {})
+        _spell_pattern(stage)
     if config.get("scale"):
         _shrink(config, chosen)
     without_paths = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
@@ -186,6 +187,19 @@ def _choose_task(stage: DictConfig, chosen: dict[str, str]) -> None:
             raise ValueError("task is not set, and this data names none: add task=…")
         stage.task = group_file("task", hint)
         chosen["task"] = hint
+
+
+def _spell_pattern(stage: DictConfig) -> None:
+    """Write "2:4" out as a node of its own, so that one pattern is one configuration; refuse the number YAML made."""
+    pruner = stage.get("pruner")
+    if not OmegaConf.is_dict(pruner) or "pattern" not in pruner or OmegaConf.is_dict(pruner.pattern):
+        return
+    from essential_sparsity.pruning import NM
+    from essential_sparsity.pruning.patterns import Pattern
+
+    pattern = Pattern.read(pruner.pattern)
+    assert isinstance(pattern, NM)
+    pruner.pattern = OmegaConf.merge(group_file("pruner/pattern", "nm"), {"keep": pattern.keep, "of": pattern.of})
 
 
 def group_file(group: str, name: str) -> DictConfig:

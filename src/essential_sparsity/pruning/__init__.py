@@ -18,6 +18,7 @@ from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, Reassign
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
+from essential_sparsity.pruning.saved import SavedMasks
 from essential_sparsity.pruning.scores import Magnitude, Random
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Random",
     "Ranking",
     "ReassignedLottery",
+    "SavedMasks",
     "Uniform",
     "Unstructured",
     "architecture_of",
