@@ -51,6 +51,26 @@ def test_equal_curves_are_equivalent_and_distant_ones_are_not() -> None:
     assert apart == {0.0: True, 0.4: False, 0.8: False}
 
 
+def test_a_verdict_is_equal_different_or_not_shown() -> None:
+    """Bounds within ±ε, a two-sided interval without 0, or neither."""
+    near = curve_of([0.9, 0.9, 0.885, 0.9, 0.5], num_rows=150)
+    lines = {line["sparsity"]: line for line in equivalence(curve_of([0.9, 0.9, 0.9, 0.6, 0.5], num_rows=150), near)}
+    assert {level: line["verdict"] for level, line in lines.items()} == {
+        0.0: "equal", 0.2: "equal", 0.4: "not shown", 0.6: "different", 0.8: "equal",
+    }  # fmt: skip
+    assert {line["num_seeds"] for line in lines.values()} == {3}
+    assert lines[0.6]["high"] < 0 < lines[0.4]["high"]
+
+
+def test_equality_asks_for_no_dense_run_and_takes_the_seeds_that_both_have() -> None:
+    cells = {(level, seed + 1): rows for (level, seed), rows in OMP.statistics.items() if level and seed < 2}
+    lines = equivalence(OMP, replace(OMP, statistics={**cells, (0.8, 9): cells[0.8, 1]}))
+    assert [line["sparsity"] for line in lines] == [0.2, 0.4, 0.6, 0.8]
+    assert {line["num_seeds"] for line in lines} == {2}
+    with pytest.raises(ValueError, match="share no run's level and seed: run both with the same seeds"):
+        equivalence(OMP, replace(OMP, statistics={(0.3, 0): OMP.statistics[0.2, 0]}))
+
+
 def test_a_difference_that_cannot_be_told_from_epsilon_is_not_equivalence() -> None:
     near = curve_of([0.9, 0.891, 0.9, 0.9, 0.5], num_rows=200)
     assert not equivalence(curve_of([0.9, 0.9, 0.9, 0.9, 0.5], num_rows=200), near)[1]["equivalent"]

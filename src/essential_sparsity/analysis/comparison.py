@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from essential_sparsity.analysis.crossing import antitonic, first_crossing, level_above, level_below
-from essential_sparsity.analysis.curves import SparsityCurve
+from essential_sparsity.analysis.curves import SparsityCurve, complete_part
 from essential_sparsity.analysis.levels import finite
 from essential_sparsity.analysis.metrics import Floats
 from essential_sparsity.analysis.resampling import PairedDifferences, paired_differences, resample_rows, resample_seeds
@@ -75,11 +75,14 @@ def equivalence(
 ) -> list[dict[str, Any]]:
     """Level by level: difference of two curves and whether two one-sided tests call it within ±ε.
 
-    One line per level that both have: sparsity, difference, low, high (each one-sided), equivalent.
+    One line per level that both have with the same seeds: sparsity, difference (ours − theirs), low, high (each
+    one-sided), equivalent, verdict, num_seeds. The verdict is `equal` where both bounds lie within ±ε, else
+    `different` where the two-sided interval leaves out 0, else `not shown`. Dense runs are not asked for.
+    Raises ValueError where rows differ or no seed is shared.
     """
     epsilon = curve.measure.epsilon if epsilon is None else epsilon
-    seeds = _shared_seeds(curve, other)
-    shared = [level for level in curve.complete()[0] if level in other.complete()[0]]
+    _check_rows(curve, other)
+    shared, seeds = _shared_cells(curve, other)
     runs = [side.statistics[level, s] for side in (curve, other) for level in shared for s in seeds]
     values, resampled = resample_rows(curve.measure, runs, num_resamples=num_resamples, seed=seed)
     mine, yours = values.reshape(2, len(shared), len(seeds))
@@ -88,28 +91,51 @@ def equivalence(
     draws = resample_seeds(apart, seed=seed)
     between = PairedDifferences(np.array(shared), tuple(seeds), mine, mine - yours, apart, draws, curve.num_rows)
     low, high = between.bounds(confidence)
+    lowest, highest = between.bounds((1 + confidence) / 2)
+    equal = (low > -epsilon) & (high < epsilon)
+    verdicts = np.where(equal, EQUAL, np.where((lowest > 0) | (highest < 0), DIFFERENT, NOT_SHOWN))
     return [
         {
             "sparsity": float(level),
             "difference": float(between.mean[i]),
             "low": float(low[i]),
             "high": float(high[i]),
-            "equivalent": bool(low[i] > -epsilon and high[i] < epsilon),
+            "equivalent": bool(equal[i]),
+            "verdict": str(verdicts[i]),
+            "num_seeds": len(seeds),
         }
         for i, level in enumerate(shared)
     ]
 
 
+EQUAL, DIFFERENT, NOT_SHOWN = "equal", "different", "not shown"
+
+
+def _shared_cells(curve: SparsityCurve, other: SparsityCurve) -> tuple[list[float], list[int]]:
+    """Levels and seeds of the largest grid that both curves have whole, dense or not."""
+    cells = curve.statistics.keys() & other.statistics.keys()
+    levels, seeds = complete_part(cells | {(0.0, seed) for _, seed in cells})
+    levels = [level for level in levels if all((level, seed) in cells for seed in seeds)]
+    if not levels:
+        raise ValueError(f"{curve.label} and {other.label} share no run's level and seed: run both with the same seeds")
+    return levels, seeds
+
+
 def _shared_seeds(curve: SparsityCurve, other: SparsityCurve) -> list[int]:
     """Seeds that are complete in both curves."""
-    if curve.metric != other.metric or not np.array_equal(curve.row_ids, other.row_ids):
-        raise ValueError(
-            f"{curve.label} and {other.label} differ in metric or evaluation rows: they cannot be compared"
-        )
+    _check_rows(curve, other)
     shared = sorted(set(curve.complete()[1]) & set(other.complete()[1]))
     if not shared:
         raise ValueError(f"{curve.label} and {other.label} share no complete seed: run both with the same seeds")
     return shared
+
+
+def _check_rows(curve: SparsityCurve, other: SparsityCurve) -> None:
+    """Raise ValueError where two curves were not evaluated alike."""
+    if curve.metric != other.metric or not np.array_equal(curve.row_ids, other.row_ids):
+        raise ValueError(
+            f"{curve.label} and {other.label} differ in metric or evaluation rows: they cannot be compared"
+        )
 
 
 def _crossings(pairs: PairedDifferences, lines: Floats, epsilon: float) -> Floats:

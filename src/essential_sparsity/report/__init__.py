@@ -7,6 +7,7 @@ from typing import Any
 
 from essential_sparsity.analysis import curves_from_runs
 from essential_sparsity.report.document import page
+from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
 from essential_sparsity.report.panels import Panel, make_panels
 from essential_sparsity.report.tables import curves_table
@@ -20,8 +21,9 @@ def write_report(
 ) -> list[dict[str, Any]]:
     """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
 
-    index.html, curves.csv, essential_sparsity.json, figures/. `epsilon` and `rho` default to what the newest run
-    recorded, then to the metric's ε and 0.05. A partial sweep, or one with only failures, gets a page that says so.
+    index.html, curves.csv, essential_sparsity.json, figures/, and equivalence.csv where pruners stand side by side.
+    `epsilon` and `rho` default to what the newest run recorded, then to the metric's ε and 0.05. A partial sweep, or
+    one with only failures, gets a page that says so.
     Raises ValueError when there is no run at all.
     """
     folder = Path(folder)
@@ -40,10 +42,21 @@ def write_report(
     write_json(out / "essential_sparsity.json", results)
     with atomic_path(out / "curves.csv") as temporary:
         curves_table(curves).to_csv(temporary, index=False)
+    if any(panel.equalities for panel in panels):
+        with atomic_path(out / "equivalence.csv") as temporary:
+            equality_table(_once(panels)).to_csv(temporary, index=False)
     with atomic_path(out / "index.html") as temporary:
         name = str(records[0].info.get("name") or folder.name)
         temporary.write_text(page(title or name, panels, records, name=folder.name), encoding="utf-8")
     return results
+
+
+def _once(panels: Sequence[Panel]) -> list[Equality]:
+    """Every pair of pruners, seen from the one whose section comes first."""
+    pairs: dict[tuple[frozenset[str], str], Equality] = {}
+    for each in (equality for panel in panels for equality in panel.equalities):
+        pairs.setdefault((frozenset((each.label, each.other)), each.split), each)
+    return list(pairs.values())
 
 
 def _recorded(records: Sequence[RunRecord], key: str) -> float | None:

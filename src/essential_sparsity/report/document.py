@@ -83,7 +83,7 @@ def _section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, nu
         f"<div><h3>What is counted</h3>{_denominator(panel)}{_excess(panel)}</div></div>"
         f"<div class=columns>{get('loss', '')}{get('sensitivity', '')}</div>"
         f"{get('layers', '')}{get('training', '')}"
-        f"<h3>Levels</h3>{tables.html_table(header, lines, chosen=chosen)}</section>"
+        f"<h3>Levels</h3>{tables.html_table(header, lines, chosen=chosen)}{_equalities(panel)}</section>"
     )
 
 
@@ -135,6 +135,14 @@ def _denominator(panel: Panel) -> str:
 def _excess(panel: Panel) -> str:
     header, lines = tables.excess_rows(panel)
     return f"<h3>More than the controls</h3>{tables.html_table(header, lines)}" if lines else ""
+
+
+def _equalities(panel: Panel) -> str:
+    if not panel.equalities:
+        return ""
+    header, lines = tables.equality_rows(panel)
+    said = "".join(f"<li>{escape(each.sentence())}</li>" for each in panel.equalities)
+    return f"<h3>Equal to the other pruners?</h3><ul>{said}</ul>{tables.html_table(header, lines)}"
 
 
 def _overview(panels: Sequence[Panel]) -> str:
@@ -208,4 +216,9 @@ def _method(panels: Sequence[Panel]) -> str:
         f"{100 * result.confidence:g} % lower bound above −ε; costly: every level from there has its upper one below. "
         "The grey band is what another seed alone changes between dense runs."
     )
+    if any(panel.equalities for panel in panels):
+        text += (
+            " Two pruners are called equal at a level where both one-sided 95 % bounds of their difference lie within "
+            "±ε, different where the two-sided interval leaves out 0; otherwise neither is shown."
+        )
     return f"<section><h2>How it is measured</h2><p>{escape(text)}</p></section>"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from essential_sparsity.analysis import (
     essential_sparsity_excess,
     locate_essential_sparsity,
 )
+from essential_sparsity.report.equality import Equality, compare_curves
 from essential_sparsity.runs import RunRecord
 
 Located = tuple[SparsityCurve, EssentialSparsity]
@@ -27,6 +29,7 @@ class Panel:
     beside: list[Located] = field(default_factory=list)
     excesses: list[Excess] = field(default_factory=list)
     layers: dict[float, pd.DataFrame] = field(default_factory=dict)  # level -> layers.csv of its first run
+    equalities: list[Equality] = field(default_factory=list)  # with the other pruners beside it
 
     @property
     def title(self) -> str:
@@ -47,7 +50,9 @@ class Panel:
         content = self.result.to_dict()
         group = content.pop("group")
         excess = [each.to_dict() for each in self.excesses]
-        return {**group, **content, "title": self.title, "sentence": sentence(self), "excess": excess}
+        equality = [each.record() for each in self.equalities]
+        said = {"title": self.title, "sentence": sentence(self), "excess": excess, "equality": equality}
+        return {**group, **content, **said}
 
 
 def make_panels(
@@ -57,6 +62,7 @@ def make_panels(
     located = [(curve, locate_essential_sparsity(curve, epsilon=epsilon, rho=rho, seed=seed)) for curve in curves]
     paths = {record.path.name: record for record in records}
     panels, used = [], set()
+    equalities = _equalities(located, epsilon=epsilon, seed=seed)
     for curve, result in located:
         if is_control(curve):
             continue
@@ -67,9 +73,20 @@ def make_panels(
             for other, found in beside
             if is_control(other) and _comparable(curve, result, other, found)
         ]
-        panels.append(Panel(curve, result, beside, excesses, _layers(curve, paths)))
+        panels.append(Panel(curve, result, beside, excesses, _layers(curve, paths), equalities[id(curve)]))
     alone = [Panel(c, r, layers=_layers(c, paths)) for c, r in located if is_control(c) and id(c) not in used]
     return panels + alone
+
+
+def _equalities(located: Sequence[Located], *, epsilon: float | None, seed: int) -> dict[int, list[Equality]]:
+    """Compare all pruners that stand beside one another, controls aside: each curve's own view, by its id."""
+    found: dict[int, list[Equality]] = {id(curve): [] for curve, _ in located}
+    judged = [curve for curve, result in located if not is_control(curve) and result.status != "at_chance"]
+    for one, other in combinations(judged, 2):
+        if belongs_beside(one, other) and (each := compare_curves(one, other, epsilon=epsilon, seed=seed)):
+            found[id(one)].append(each)
+            found[id(other)].append(each.turned())
+    return found
 
 
 def is_control(curve: SparsityCurve) -> bool:

@@ -46,7 +46,17 @@ def terminal_table(results: Sequence[Mapping[str, Any]]) -> str:
             str(each["num_seeds"]),
             f"{each['num_rows']:,}",
         )
-    return _rendered(table, [str(each["sentence"]) for each in results])
+    return _rendered(table, [str(each["sentence"]) for each in results] + _equality_sentences(results))
+
+
+def _equality_sentences(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is said of every pair of pruners, each pair once."""
+    said = {}
+    for each in results:
+        for equality in each.get("equality", ()):
+            pair = (frozenset((str(each["label"]), str(equality["other"]))), each["split"])
+            said.setdefault(pair, str(equality["sentence"]))
+    return list(said.values())
 
 
 def plain_table(header: Sequence[str], lines: Sequence[Sequence[str]], *, num_words: int) -> str:
@@ -151,6 +161,23 @@ def excess_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
         number = "–" if each.essential_sparsity_excess is None else f"{each.essential_sparsity_excess:+.3f}"
         lines.append([each.control, number, f"{low}, {high}", str(each.num_seeds)])
     return ["against", "essential sparsity more", "interval", "seeds"], lines
+
+
+def equality_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of how far other pruners lie from the curve, and whether that is nothing."""
+    lines = [
+        [
+            each.other,
+            f"{line['sparsity']:g}",
+            f"{line['difference']:+.4f}",
+            f"{line['low']:+.4f} … {line['high']:+.4f}",
+            f"equal within ±{each.epsilon:g}" if line["verdict"] == "equal" else line["verdict"],
+            str(line["num_seeds"]),
+        ]
+        for each in panel.equalities
+        for line in each.lines
+    ]
+    return ["against", "sparsity", "difference", "one-sided bounds", "two one-sided tests", "seeds"], lines
 
 
 def missing_rows(records: Sequence[RunRecord], panels: Sequence[Panel]) -> tuple[list[str], list[list[str]]]:
