@@ -5,6 +5,7 @@ Models of all families, tiny and random, and what goes into their matrices.
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from essential_sparsity.pruning import Architecture, architecture_of, layer_of, 
 FAMILIES = ("bert", "opt", "llama", "gpt2", "timm_vit")
 
 
-def tiny_model(family: str, *, num_layers: int = 3) -> nn.Module:
+def tiny_model(family: str, *, num_layers: int = 3) -> Any:
     """Build a random model of two to three blocks, in training mode with dropout where the family has it."""
     torch.manual_seed(0)
     if family == "timm_vit":
@@ -34,8 +35,13 @@ def tiny_model(family: str, *, num_layers: int = 3) -> nn.Module:
         OPTForCausalLM,
     )
 
-    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": num_layers, "num_attention_heads": 3}
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 24,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 3,
+    }
+    special: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     models: dict[str, Callable[[], nn.Module]] = {
         "bert": lambda: BertModel(BertConfig(intermediate_size=48, max_position_embeddings=32, **sizes, **special)),
         "opt": lambda: OPTForCausalLM(
@@ -171,7 +177,8 @@ def sparsegpt_matrix(
         for column in range(block.start, block.stop):
             if group is not None and column % group[1] == 0:
                 here = slice(column, column + group[1])
-                keep[:, here] = nm_keep((weight[:, here] / inverse.diagonal()[here]) ** 2, *group)
+                scores = (weight[:, here] / inverse.diagonal()[here]) ** 2
+                keep[:, here] = nm_keep(scores.masked_fill(dead[here], 0), *group)
             error = weight[:, column].masked_fill(keep[:, column], 0) / inverse[column, column]
             weight[:, column:] -= error[:, None] * inverse[column, column:]
         weight[:, block] *= keep[:, block]

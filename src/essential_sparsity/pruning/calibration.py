@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +18,17 @@ from essential_sparsity.pruning.activations import (
     Batch,
     Block,
     Forward,
-    InputNorms,
     Make,
     Tokens,
     blocks_of,
     checked,
     evaluating,
-    gather,
     hooked,
-    num_rows,
     placed,
     values_of,
 )
-from essential_sparsity.pruning.architecture import Architecture, prunable_weights
+from essential_sparsity.pruning.architecture import Architecture
 from essential_sparsity.pruning.masks import Masks
-from essential_sparsity.pruning.patterns import Unstructured
-
-if TYPE_CHECKING:
-    from essential_sparsity.pruning.pruner import Pruned, Pruner
 
 # --- block by block ---------------------------------------------------------------------------------------------------
 
@@ -180,43 +173,7 @@ def _replaced(weights: Mapping[str, nn.Parameter], chosen: Mapping[str, Tensor])
             weight.data = original[name]
 
 
-# --- Wanda ------------------------------------------------------------------------------------------------------------
-
-
-def prune_calibrated(
-    pruner: "Pruner",
-    model: nn.Module,
-    *,
-    sparsity: object,
-    architecture: Architecture | None = None,
-    batches: Sequence[Batch] | None = None,
-    forward: Forward | None = None,
-) -> "Pruned":
-    """Prune by a score that needs the norms of inputs (ActivationNorm: Wanda), of the dense model or block by block.
-
-    Block by block each tensor must lose a share that is known before the others: PerRow, Uniform or an N:M pattern.
-    """
-    from essential_sparsity.pruning.pruner import Pruned
-
-    wanted = pruner.resolve(sparsity)
-    weights = prunable_weights(model, architecture)
-    if wanted == 0:
-        return Pruned(all_kept(weights, pruner.describe()))
-    batches = checked(batches or ())
-    notes = {"num_calibration_rows": num_rows(batches)}
-    if getattr(pruner.score, "inputs", "dense") == "dense":
-        statistics = gather(model, batches, InputNorms, architecture=architecture, forward=forward)
-        return Pruned(pruner(weights, sparsity=wanted, statistics=statistics, architecture=architecture), notes=notes)
-    refuse_comparing_blocks(pruner)
-    found: list[Masks] = []
-
-    def choose(block: dict[str, nn.Parameter], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-        masks = pruner(block, sparsity=wanted, statistics=statistics, architecture=architecture)
-        found.append(masks)
-        return {name: weight.masked_fill(~masks[name].to(weight.device), 0) for name, weight in block.items()}
-
-    walk(model, batches, InputNorms, choose, architecture=architecture, forward=forward)
-    return Pruned(together(found), notes=notes)
+# --- masks of blocks --------------------------------------------------------------------------------------------------
 
 
 def all_kept(weights: Mapping[str, Tensor], origin: Mapping[str, Any]) -> Masks:
@@ -231,15 +188,3 @@ def together(parts: Sequence[Masks]) -> Masks:
     bits = {name: part.bits[name] for part in parts for name in part}
     shapes = {name: part.shapes[name] for part in parts for name in part}
     return replace(parts[0], bits=bits, shapes=shapes, num_ties=sum(part.num_ties for part in parts))
-
-
-def refuse_comparing_blocks(pruner: "Pruner") -> None:
-    """Raise ValueError for an allocation whose share for one tensor depends on others, which are not walked yet."""
-    from essential_sparsity.pruning.allocations import PerRow, Uniform
-
-    if not isinstance(pruner.pattern, Unstructured) or isinstance(pruner.allocation, (PerRow, Uniform)):
-        return
-    raise ValueError(
-        f"pruner.allocation={pruner.allocation.describe()} compares weights of all blocks, but score.inputs=pruned "
-        "prunes block by block: give score.inputs=dense, or pruner/allocation=per_row"
-    )

@@ -118,11 +118,9 @@ class Pruner:
             return Pruned(self(weights, sparsity=wanted, architecture=architecture))
         if not batches and wanted != 0:
             raise ValueError(f"pruner {self.score.describe()} has no calibration rows: {CALIBRATE}")
-        from essential_sparsity.pruning.calibration import prune_calibrated
+        from essential_sparsity.pruning.wanda import prune_by_norms
 
-        return prune_calibrated(
-            self, model, sparsity=wanted, architecture=architecture, batches=batches, forward=forward
-        )
+        return prune_by_norms(self, model, sparsity=wanted, architecture=architecture, batches=batches, forward=forward)
 
     def resolve(self, sparsity: object) -> Fraction | None:
         """Give the exact sparsity that is meant, or raise ValueError where it is none or contradicts the pattern.
