@@ -226,14 +226,15 @@ def evaluate_curve(
     folder: Path | str,
     pruner: Any,
     seed: int = 0,
-    precision: str = "32-true",
+    precision: str | None = None,
     device: str = "auto",
     record: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a model at rising sparsity without training, one run folder per level; give the levels' metrics.
 
     The model is loaded once and its weights ranked once; masks of rising sparsity are nested, so each level only
-    removes more. Levels that are finished are not computed again. The model's head must be in its file.
+    removes more. Levels that are finished are not computed again. The model's head must be in its file, and computes
+    in its file's number format unless `precision` names another.
     Errors: as `training.fit`.
     """
     levels = sorted({exact_sparsity(value) for value in sparsities}, key=lambda level: level or Fraction(0))
@@ -255,7 +256,8 @@ def evaluate_curve(
     data.seed(derive(seed, "order"))
     model = backbone.build(num_labels=data.num_labels, seed=derive(seed, "head"), require_head=True)
     module, architecture = task(model, num_labels=data.num_labels), backbone.architecture(model)
-    module.to(_device(device))
+    module.to(_device(device), dtype=backbone.stored_dtype() if precision is None else None)
+    precision = precision or "32-true"
     weights = prunable_weights(model, architecture)
     choose, loaders = _chooser(pruner, module, architecture, preprocessing, data), data.evaluation_dataloaders()
     for level, (run, own) in zip(levels, runs, strict=True):

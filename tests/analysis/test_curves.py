@@ -45,6 +45,14 @@ def test_values_are_those_of_the_runs(tmp_path: Path) -> None:
     assert curve.points.set_index("run")["value"].to_dict() == recorded
 
 
+def test_a_second_run_of_one_cell_is_told_and_not_used(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    first = next(tmp_path.glob("*sparsity=0.4*seed=1*"))
+    shutil.copytree(first, first.with_name(f"{first.name}-copy"))
+    (curve,) = curves_of(tmp_path)
+    assert curve.notes == (f"two runs have sparsity 0.4 and seed 1: {first.name} is used, {first.name}-copy is not",)
+
+
 def test_dense_runs_serve_the_random_control(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     write_sweep(tmp_path, pruner="random", levels=(0.2, 0.6), truth=falls_early)

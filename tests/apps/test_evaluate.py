@@ -1,6 +1,9 @@
 """A curve without training, and the description of a model."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from essential_sparsity.pruning import Masks
 from essential_sparsity.runs import read_runs
@@ -43,6 +46,27 @@ def test_a_level_evaluated_alone_gives_the_value_it_has_in_the_curve(fine_tuned,
         for name in ("evaluate", "alone")
     ]
     assert values[0]["metrics"] == values[1]["metrics"] and values[0]["num_pruned"] == values[1]["num_pruned"]
+
+
+def test_a_half_precision_file_computes_in_its_own_format(fine_tuned, command, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(fine_tuned.path / "model", half)
+    (file,) = half.glob("*.safetensors")
+    save_file({name: weight.bfloat16() for name, weight in load_file(file).items()}, file)
+    words = evaluate(fine_tuned, "[0.0,0.5]").replace(str(fine_tuned.path / "model"), str(half))
+    for name, more in (("stored", ""), ("fp32", "trainer.precision=32-true")):
+        code, out, err = command(f"{words} name={name} {more}")
+        assert code == 0, out + err
+    stored, fp32 = (
+        {r.metrics["sparsity_requested"]: r for r in read_runs(tmp_path / "outputs" / name)}
+        for name in ("stored", "fp32")
+    )
+    for level in (0.0, 0.5):
+        masks = [Masks.load(runs[level].path / "masks.safetensors") for runs in (stored, fp32)]
+        assert masks[0].digest() == masks[1].digest()
+        losses = [runs[level].predictions()["loss"].to_numpy() for runs in (stored, fp32)]
+        assert not (losses[0] == losses[1]).all()  # bf16 products on one side
+        assert abs(losses[0] - losses[1]).mean() < 0.05
 
 
 def test_a_model_without_a_head_is_refused(command, tmp_path):

@@ -168,6 +168,9 @@ def _curve(
         if cell is None:
             continue
         if rows is not None:
+            if cell in cells and cell[0]:  # dense runs of other pruners are the same run again
+                kept, other = records[cells[cell]].path.name, records[i].path.name
+                notes.append(f"two runs have sparsity {cell[0]:g} and seed {cell[1]}: {kept} is used, {other} is not")
             cells.setdefault(cell, i)
         else:
             gaps[cell] = _why_missing(records[i], readings.get(i))

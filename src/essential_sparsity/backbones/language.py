@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from essential_sparsity.backbones.weights import beside, draw_modules, inside, read_json, refuse_non_finite
+from essential_sparsity.backbones.weights import (
+    beside,
+    draw_modules,
+    inside,
+    read_json,
+    refuse_non_finite,
+    stored_dtype,
+)
 from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 
 log = logging.getLogger(__name__)
@@ -239,6 +246,14 @@ class LanguageBackbone:
         refuse_non_finite(model, self._source, skip=new)
         draw_modules(model, new, seed, deviation=_deviation(config))
         return model
+
+    def stored_dtype(self) -> torch.dtype:
+        """Give the number format of the files' weights; fp32 for an untrained model."""
+        if not self._is_pretrained():
+            return torch.float32
+        if self.folder is not None:
+            return stored_dtype(self.folder)
+        return getattr(self.model_config(), "dtype", None) or torch.float32
 
     def architecture(self, model: nn.Module) -> Any:
         """Say which of the model's weights are prunable."""

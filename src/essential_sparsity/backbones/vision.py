@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from essential_sparsity.backbones.weights import beside, draw_modules, inside, read_json, refuse_non_finite
+from essential_sparsity.backbones.weights import (
+    beside,
+    draw_modules,
+    inside,
+    read_json,
+    refuse_non_finite,
+    stored_dtype,
+)
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
 
@@ -218,6 +225,10 @@ class VisionBackbone:
             raise ValueError(
                 f"weights of {self._hub_id!r} cannot be fetched ({reason}): use local ones, paths.models=<folder>"
             ) from error
+
+    def stored_dtype(self) -> torch.dtype:
+        """Give the number format of the files' weights; fp32 for an untrained model and for timm's own."""
+        return stored_dtype(self.source) if self.pretrained and self.source is not None else torch.float32
 
     def architecture(self, model: nn.Module) -> Any:
         """Say which of the model's weights are prunable."""

@@ -1,6 +1,7 @@
 """What backbones do with weights: draw a new head from a seed alone, refuse NaN, suggest a folder for a wrong one."""
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def refuse_non_finite(model: nn.Module, source: str, *, skip: Collection[str] = 
         num = int((~torch.isfinite(weight.detach())).sum())
         if num:
             raise ValueError(f"weight {name!r} of {source} holds {num} NaN or infinite values: give a sound checkpoint")
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Give the number format that a local checkpoint holds most of its weights in."""
+    from essential_sparsity.checkpoints import Checkpoint
+
+    stored = Checkpoint.open(folder)
+    sizes: dict[torch.dtype, int] = {}
+    for name in stored:
+        sizes[stored.dtype(name)] = sizes.get(stored.dtype(name), 0) + math.prod(stored.shape(name))
+    return max(sizes, key=lambda dtype: (dtype.is_floating_point, sizes[dtype]))
 
 
 def beside(folder: Path) -> str:
