@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -19,11 +20,13 @@ from essential_sparsity.pruning import (
     ErdosRenyi,
     Explicit,
     Global,
+    Lottery,
     Magnitude,
     Masks,
     PerRow,
     Pruner,
     Random,
+    SavedMasks,
     Uniform,
     Unstructured,
     prunable_weights,
@@ -344,16 +347,57 @@ def test_a_pattern_that_does_not_fit_is_told_before_writing(tmp_path):
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
-class Calibrated:
-    """What a pruner that runs the model looks like."""
-
-    calibration = None
-
-
-def test_a_pruner_that_runs_the_model_is_refused_by_name(tmp_path):
+def test_a_pruner_that_needs_more_than_weights_is_refused_by_name(tmp_path):
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
-    with pytest.raises(ValueError, match=r"pruner Calibrated runs the model .* use essential-sparsity evaluate"):
-        prune_checkpoint(dense, tmp_path / "out", pruner=Calibrated(), sparsity=0.5)
+    with pytest.raises(ValueError, match=r"pruner Lottery needs the model at work .* use essential-sparsity evaluate"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=cast(Pruner, Lottery()), sparsity=0.5)
+
+
+# --- saved masks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", [None, "0.4"])
+def test_saved_masks_are_applied_to_any_checkpoint_that_they_fit(sparsity, tmp_path):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=3))
+    prune_checkpoint(dense, tmp_path / "first", pruner=OMP, sparsity="0.4")
+    masks = Masks.load(tmp_path / "first/masks.safetensors")
+    trained = write(
+        tmp_path / "trained", {n: -3 * w for n, w in tensors_of("bert", num_layers=3).items()}, num_shards=3
+    )
+    for folder, foreign in ((dense, False), (trained, True)):
+        out = tmp_path / f"{folder.name}-out"
+        pruned = prune_checkpoint(folder, out, pruner=SavedMasks(tmp_path / "first"), sparsity=sparsity)
+        assert_pruned(folder, out, masks)
+        found = Masks.load(out / "masks.safetensors")
+        assert (found.digest(), found.num_ties, found.parent) == (masks.digest(), masks.num_ties, masks.parent)
+        assert (found.requested, found.score) == (masks.requested, masks.score)
+        assert pruned.masks_parent == (masks.parent if foreign else None)
+        assert ("masks chosen on other weights" in (out / "README.md").read_text()) is foreign
+    dense_again = prune_checkpoint(dense, tmp_path / "all", pruner=SavedMasks(tmp_path / "first"), sparsity=0.0)
+    assert dense_again.num_pruned == 0
+
+
+def test_saved_masks_that_do_not_fit_are_refused(tmp_path):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=3))
+    prune_checkpoint(dense, tmp_path / "first", pruner=OMP, sparsity="0.4")
+    saved = SavedMasks(tmp_path / "first")
+    for name, tensors, problem in [
+        ("more", tensors_of("bert", num_layers=4), r"6 weights have no mask .*another model"),
+        ("fewer", tensors_of("bert", num_layers=2), r"6 masks have no weight .*another model"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            prune_checkpoint(write(tmp_path / name, tensors), tmp_path / "out", pruner=saved)
+    wider = tensors_of("bert", num_layers=3)
+    wider["bert.encoder.layer.1.output.dense.weight"] = torch.ones(16, 48)
+    with pytest.raises(ValueError, match=r"has shape \(16, 40\), the weight \(16, 48\)"):
+        prune_checkpoint(write(tmp_path / "wider", wider), tmp_path / "out", pruner=saved)
+    with pytest.raises(ValueError, match=r"sparsity=0\.5 contradicts .*sparsity is 0\.4"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=saved, sparsity=0.5)
+    with pytest.raises(ValueError, match="holds no masks"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=SavedMasks(dense / "model.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"holds no masks\.safetensors"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=SavedMasks(dense))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_kind_inside_a_fused_matrix_is_refused(tmp_path):

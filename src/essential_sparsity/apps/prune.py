@@ -51,6 +51,10 @@ def summary(pruned: "PrunedCheckpoint") -> str:
         f"({share:.1%} of all {pruned.num_parameters:,} parameters), {pruned.num_ties:,} tied at a cut"
     ]
     lines += [f"  {label}: {value}" for label, value in sizes(pruned)]
+    if pruned.masks_parent:
+        lines.append(
+            f"  the masks were chosen on weights {pruned.masks_parent[:8]}, this model has {pruned.parent[:8]}"
+        )
     if pruned.finished_before:
         lines.append(f"there already: {pruned.path}")
         return "\n".join(lines)

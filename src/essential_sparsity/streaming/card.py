@@ -26,6 +26,7 @@ def model_card(pruned: "PrunedCheckpoint", parent_name: str) -> str:
         f"| sparsity of the prunable weights | {pruned.sparsity!r} |",
         f"| weights tied at a cut | {pruned.num_ties:,} |",
         f"| parent (sha256 of its weight files) | `{pruned.parent}` |",
+        *([f"| masks chosen on other weights | `{pruned.masks_parent}` |"] if pruned.masks_parent else []),
         *(f"| {label} | {value} |" for label, value in sizes(pruned)),
         "",
         "The files have the parent's names, shapes and dtypes, and load like the parent. `masks.safetensors` holds "

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from essential_sparsity.checkpoints import Checkpoint, file_digest
-from essential_sparsity.pruning import Architecture, Pruner
+from essential_sparsity.pruning import Architecture, Pruner, SavedMasks
 from essential_sparsity.runs import atomic_path
 from essential_sparsity.streaming import folder
 from essential_sparsity.streaming.card import model_card
 from essential_sparsity.streaming.choice import Choice, choose
 from essential_sparsity.streaming.masks_file import MasksFile
 from essential_sparsity.streaming.progress import Progress, Tell
+from essential_sparsity.streaming.saved import AllKept, StoredMasks
 from essential_sparsity.streaming.shards import Output, make_safe, temporary_of, write_shard
-from essential_sparsity.streaming.stored import StoredCheckpoint
+from essential_sparsity.streaming.stored import StoredCheckpoint, StoredWeight
 
 FORMAT = 1
 """Raised when the meaning of prune.json changes."""
@@ -35,7 +36,8 @@ class PrunedCheckpoint:
     """What a prune gave: counts, sizes in bytes, the passes it took, and what was there already.
 
     `bytes_dense` are all tensors', `bytes_bitmask` what one bit per prunable weight and the kept ones would take,
-    `bytes_two_four` what 2:4 storage would (None where the masks do not have that pattern).
+    `bytes_two_four` what 2:4 storage would (None where the masks do not have that pattern). `masks_parent` is the hash
+    of the weights that saved masks were chosen on, where it is known and not this checkpoint's.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class PrunedCheckpoint:
     bytes_dense: int
     bytes_bitmask: int
     bytes_two_four: int | None
+    masks_parent: str | None = None
     passes: tuple[Mapping[str, Any], ...] = ()
     there: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -65,7 +68,7 @@ class Task:
 
     stored: StoredCheckpoint
     out: Path
-    pruner: Pruner
+    pruner: Pruner | StoredMasks
     sparsity: Fraction | None
     progress: Progress = field(default_factory=Progress)
 
@@ -78,21 +81,33 @@ class Task:
         """Give what makes two prunes the same: pruner, sparsity, and the checkpoint's files as they are now."""
         state = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self.files}
         sparsity = None if self.sparsity is None else str(self.sparsity)
-        return {"format": FORMAT, "pruner": self.pruner.describe(), "sparsity": sparsity, "checkpoint": state}
+        pruner = self.pruner.describe() | (self.pruner.inputs() if isinstance(self.pruner, StoredMasks) else {})
+        return {"format": FORMAT, "pruner": pruner, "sparsity": sparsity, "checkpoint": state}
+
+    @property
+    def masks_parent(self) -> str | None:
+        """The hash of the weights that saved masks were chosen on, where they tell."""
+        return self.pruner.parent if isinstance(self.pruner, StoredMasks) and self.sparsity != 0 else None
 
     def masks(self) -> MasksFile:
         """Give the masks file, as it grows."""
-        shapes = {canonical: self.stored.places[name].shape for canonical, name in self.stored.names.items()}
         requested = {} if self.sparsity is None else {"requested": str(self.sparsity)}
         temporary = temporary_of(self.out / folder.MASKS)
-        return MasksFile(temporary, shapes, self.pruner.describe() | requested)
+        return MasksFile(temporary, self.stored.shapes, self.pruner.describe() | requested)
+
+    def choice(self, known: Mapping[str, Any] | None, weights: Mapping[str, StoredWeight]) -> Choice:
+        """Say which weights stay, counting what is not known from a start before."""
+        if not isinstance(self.pruner, StoredMasks):
+            architecture, begin = self.stored.architecture, self.progress.begin
+            return choose(self.pruner, weights, self.sparsity, architecture, known=known, stage=begin)
+        return AllKept() if self.sparsity == 0 else self.pruner
 
 
 def prune_checkpoint(
     checkpoint: Path | str,
     out: Path | str,
     *,
-    pruner: Pruner,
+    pruner: Pruner | SavedMasks,
     sparsity: object = None,
     architecture: Architecture | None = None,
     tell: Tell = lambda current: None,
@@ -103,11 +118,13 @@ def prune_checkpoint(
     hears how far each pass is. Raises ValueError for what cannot be pruned or written, before a byte is written.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    wanted = resolved(pruner, sparsity)
+    streamed, wanted = resolved(pruner, sparsity)
     stored = StoredCheckpoint.find(checkpoint, architecture=architecture)
+    if isinstance(streamed, StoredMasks):
+        streamed.check(stored.shapes)
     folder.check_apart(checkpoint, out)
     with folder.held(out):
-        task = Task(stored, out, pruner, wanted, Progress(tell))
+        task = Task(stored, out, streamed, wanted, Progress(tell))
         asked = task.asked()
         found = folder.read_record(out, asked) or {}
         if "result" in found:
@@ -123,18 +140,21 @@ def prune_checkpoint(
     return result
 
 
-def resolved(pruner: Pruner, sparsity: object) -> Fraction | None:
-    """Give the exact sparsity, or refuse a pruner that does not stream, and a sparsity that was forgotten."""
+def resolved(pruner: object, sparsity: object) -> tuple[Pruner | StoredMasks, Fraction | None]:
+    """Give the pruner as it streams and the exact sparsity; refuse one that does not, and a forgotten sparsity."""
+    if isinstance(pruner, SavedMasks):
+        masks = StoredMasks.of(pruner)
+        return masks, masks.resolve(sparsity)
     if not isinstance(pruner, Pruner) or pruner.score.needs_statistics:
         name = pruner.score.describe() if isinstance(pruner, Pruner) else type(pruner).__name__
         raise ValueError(
-            f"pruner {name} runs the model over calibration rows, and prune streams weights alone: "
+            f"pruner {name} needs the model at work (calibration or training), and prune streams weights alone: "
             "use essential-sparsity evaluate, or train with save_model=true"
         )
     wanted = pruner.resolve(sparsity)
     if sparsity is None and wanted == 0:
         raise ValueError("sparsity is not set, and this pruner implies none: add sparsity=0.5 (0 copies it dense)")
-    return wanted
+    return pruner, wanted
 
 
 def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None, masks: MasksFile) -> PrunedCheckpoint:
@@ -143,8 +163,7 @@ def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None,
     descriptor = masks.open()
     try:
         with task.stored.weights(task.progress.add) as weights:
-            architecture, begin = task.stored.architecture, task.progress.begin
-            choice = choose(task.pruner, weights, task.sparsity, architecture, known=known, stage=begin)
+            choice = task.choice(known, weights)
             folder.write_journal(task.out, {"asked": asked, "choice": choice.as_dict()})
             _write_shards(task, choice, (masks, descriptor), asked)
         task.progress.end()
@@ -153,7 +172,7 @@ def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None,
         if task.asked() != asked:
             raise ValueError(f"{task.stored.checkpoint.path} was changed while it was pruned: start again")
         num_pruned = sum(math.prod(shape) for shape in masks.shapes.values()) - sum(kept.values())
-        masks.finish(descriptor, num_pruned=num_pruned, num_ties=choice.num_ties, parent=parent)
+        masks.finish(descriptor, num_pruned=num_pruned, num_ties=choice.num_ties, parent=task.masks_parent or parent)
     finally:
         os.close(descriptor)
     masks.path.replace(task.out / folder.MASKS)
@@ -209,6 +228,7 @@ def _result(task: Task, kept: Mapping[str, int], structured: bool, parent: str, 
         bytes_dense=num_bytes,
         bytes_bitmask=rest + bitmask,
         bytes_two_four=rest + two_four if structured else None,
+        masks_parent=task.masks_parent if task.masks_parent != parent else None,
         passes=tuple(done.as_dict() for done in task.progress.passes),
     )
 

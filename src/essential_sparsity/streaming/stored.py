@@ -179,12 +179,17 @@ class StoredCheckpoint:
             )
         places: dict[str, Place] = {}
         for file in checkpoint.files:
-            places |= _places(checkpoint, file)
+            places |= places_in(checkpoint, file)
         architecture = architecture or architecture_of(places)
         names = prunable_names(places, architecture)
         for name in names.values():
             _check(name, places[name])
         return cls(checkpoint, places, names, architecture)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the prunable weights by canonical name, in the fixed order."""
+        return {canonical: self.places[name].shape for canonical, name in self.names.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -222,7 +227,8 @@ def data_start(file: Path) -> int:
         return 8 + struct.unpack("<Q", stream.read(8))[0]
 
 
-def _places(checkpoint: Checkpoint, file: Path) -> dict[str, Place]:
+def places_in(checkpoint: Checkpoint, file: Path) -> dict[str, Place]:
+    """Give the place of every tensor in one of a checkpoint's files."""
     begin = data_start(file)
     found = {}
     for name, entry in read_header(file).items():
