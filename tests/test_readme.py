@@ -10,7 +10,7 @@ from essential_sparsity.apps.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"`(essential-sparsity (?:train|evaluate|report) [^`]+)`", README)))
+COMMANDS = sorted(set(re.findall(r"`(essential-sparsity (?:train|evaluate|compare|report) [^`]+)`", README)))
 
 
 def test_readme_names_every_experiment():

@@ -151,8 +151,8 @@ def _heat(
 
 
 def pair_rows(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the total rows, two pruners in one place first: similarity, and what to hold it against."""
-    totals = sorted(_totals(table), key=lambda line: not line["contrast"])
+    """Header and lines of the total rows: two pruners in one place first, then the other pairs of one sparsity."""
+    totals = sorted(_totals(table), key=lambda line: (not line["contrast"], line["sparsity"] != line["other_sparsity"]))
     columns = {"cosine": "cosine", "chance": "chance", "layer_matched_chance": "matched", "kappa": "κ",
                "jaccard_removed": "Jaccard"}  # fmt: skip
     further = {"ceiling": "other seeds", "other_task": "other tasks", "null_cosine": "displaced"}

@@ -53,8 +53,8 @@ def _similarity(one: NamedMasks, other: NamedMasks) -> list[dict[str, Any]]:
 
 
 def _contrast(one: NamedMasks, other: NamedMasks) -> str:
-    """Name a pair of two pruners at one sparsity and in one place; empty for any other pair."""
-    if one.pruner == other.pruner or abs(one.level - other.level) > Fraction(1, 1000):
+    """Name a pair of two pruners at one sparsity and in one place; empty for any other pair, and for dense ones."""
+    if one.pruner == other.pruner or not one.level or abs(one.level - other.level) > Fraction(1, 1000):
         return ""
     if any(differ(value, other.place.get(key)) for key, value in one.place.items() if root_of(key) != "file"):
         return ""
