@@ -248,6 +248,10 @@ class ClassificationData(ABC):
             for name, part in self._evaluation.items()
         }
 
+    def training_rows(self) -> Selection:
+        """Give the training rows as they are, not augmented; for calibration."""
+        return self._prepared()
+
     def _prepared(self) -> Selection:
         if self._train is None:
             raise ValueError(f"{type(self).__name__} has no rows yet: call prepare(backbone.preprocessing()) first")

@@ -19,10 +19,12 @@ from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
 from essential_sparsity.pruning.saved import SavedMasks
-from essential_sparsity.pruning.scores import Magnitude, Random
+from essential_sparsity.pruning.scores import ActivationNorm, Magnitude, Random
+from essential_sparsity.pruning.sparsegpt import SparseGPT
 
 __all__ = [
     "NM",
+    "ActivationNorm",
     "Architecture",
     "Calibration",
     "ErdosRenyi",
@@ -40,6 +42,7 @@ __all__ = [
     "Ranking",
     "ReassignedLottery",
     "SavedMasks",
+    "SparseGPT",
     "Uniform",
     "Unstructured",
     "architecture_of",
