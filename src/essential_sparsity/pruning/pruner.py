@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from essential_sparsity.pruning.allocations import Allocation, Global, exact_sparsity
+from essential_sparsity.pruning.allocations import Allocation, Global, PerRow, Uniform, exact_sparsity
 from essential_sparsity.pruning.architecture import Architecture, prunable_weights
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.patterns import Pattern, Unstructured
 from essential_sparsity.pruning.ranking import CALIBRATE, Ranking
-from essential_sparsity.pruning.scores import Magnitude, Score
+from essential_sparsity.pruning.scores import ActivationNorm, Magnitude, Score
 
 Batch = dict[str, Tensor]
 
@@ -63,12 +63,19 @@ class Pruner:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        """Read the pattern; raises ValueError for one that is none, or that explicit sparsities contradict."""
+        """Read the pattern; raises ValueError for one that is none, and for parts that contradict one another."""
         object.__setattr__(self, "pattern", Pattern.read(self.pattern))
         if self.allocation.implies and not isinstance(self.pattern, Unstructured):
             raise ValueError(
                 f"pattern {self.pattern.describe()} leaves nothing for {self.allocation.describe()} to say: "
                 "give pruner/allocation=global or pruner/pattern=unstructured"
+            )
+        walks = isinstance(self.score, ActivationNorm) and self.score.inputs == "pruned"
+        local = isinstance(self.allocation, (PerRow, Uniform)) or not isinstance(self.pattern, Unstructured)
+        if walks and not local:
+            raise ValueError(
+                f"allocation {self.allocation.describe()} compares weights of all blocks, but score.inputs=pruned goes "
+                "block by block: give pruner.score.inputs=dense, or pruner/allocation=per_row"
             )
 
     def __call__(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from essential_sparsity.pruning.activations import Batch, Forward, InputNorms, checked, gather, num_rows
-from essential_sparsity.pruning.allocations import PerRow, Uniform
+from essential_sparsity.pruning.allocations import PerRow
 from essential_sparsity.pruning.architecture import Architecture, architecture_of, prunable_weights
 from essential_sparsity.pruning.calibration import all_kept, together, walk
 from essential_sparsity.pruning.masks import Masks
@@ -44,7 +44,6 @@ def prune_by_norms(
     batches = checked(batches or ())
     notes = {"num_calibration_rows": num_rows(batches)}
     if isinstance(pruner.score, ActivationNorm) and pruner.score.inputs == "pruned":
-        _refuse_comparing_blocks(pruner)
         layout = architecture or architecture_of(list(weights))
         cut = _on_card(pruner, wanted, layout) if _fits_card(pruner, weights) else _by_ranking(pruner, wanted, layout)
         return Pruned(_block_by_block(model, batches, cut, architecture=architecture, forward=forward), notes=notes)
@@ -69,15 +68,6 @@ def _block_by_block(
 
     walk(model, batches, InputNorms, choose, architecture=architecture, forward=forward)
     return together(found)
-
-
-def _refuse_comparing_blocks(pruner: Pruner) -> None:
-    """Raise ValueError for an allocation whose share for one tensor depends on others, which are not walked yet."""
-    if isinstance(pruner.pattern, Unstructured) and not isinstance(pruner.allocation, (PerRow, Uniform)):
-        raise ValueError(
-            f"allocation {pruner.allocation.describe()} compares weights of all blocks, but score.inputs=pruned goes "
-            "block by block: give pruner.score.inputs=dense, or pruner/allocation=per_row"
-        )
 
 
 def _by_ranking(pruner: Pruner, sparsity: Fraction | None, layout: Architecture) -> Cut:
