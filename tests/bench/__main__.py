@@ -20,18 +20,34 @@ import torch
 
 from essential_sparsity import provenance
 from essential_sparsity.runs import write_json
-from tests.bench import callback, coverage_table, fine_tuning, machine, page, pruning, pruning_gpu, startup, zero_shot
+from tests.bench import (
+    callback,
+    coverage_table,
+    fine_tuning,
+    machine,
+    nm,
+    page,
+    prune_large,
+    pruning,
+    pruning_gpu,
+    startup,
+    two_four,
+    zero_shot,
+)
 from tests.bench.figure import HEAD, Figure, aligned
 
 BENCHMARKS = {
     "machine": machine.run,
     "pruning": pruning.run,
     "pruning_gpu": pruning_gpu.run,
+    "nm": nm.run,
     "zero_shot": zero_shot.run,
     "fine_tuning": fine_tuning.run,
     "callback": callback.run,
     "startup": startup.run,
     "coverage": coverage_table.run,
+    "prune_large": prune_large.run,
+    "two_four": two_four.run,
 }
 
 

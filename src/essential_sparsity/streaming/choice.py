@@ -247,19 +247,30 @@ def _count_and_cut(
     architecture: Architecture,
     stage: Stage,
 ) -> ByCuts:
-    """Count scores by weight, then cut each group of weights that compete where its allocation says."""
-    stored, allocation = cast(Mapping[str, Tensor], weights), pruner.allocation
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    sizes = {name: weight.numel() for name, weight in weights.items()}
-    groups, nums_pruned = allocation.groups(list(shapes)), allocation.nums_pruned(sparsity, shapes, architecture)
+    """Count scores by weight, then cut."""
     num_bytes = sum(weight.place.stop - weight.place.start for weight in weights.values())
     num_read = num_bytes if pruner.score.reads_weights else 0
     stage("count", num_read)
-    counted, form = CountedByWeight.of(pruner.score, weights), pruner.score.form(stored)
-    if form in WIDE:
+    counted = CountedByWeight.of(pruner.score, weights)
+    if pruner.score.form(cast(Mapping[str, Tensor], weights)) in WIDE:
         stage("refine", num_read)
+    return cut(pruner, counted, weights, sparsity, architecture)
+
+
+def cut(
+    pruner: Pruner,
+    counted: CountedByWeight,
+    weights: Mapping[str, StoredWeight],
+    sparsity: Fraction | None,
+    architecture: Architecture,
+) -> ByCuts:
+    """Cut counted weights at one sparsity, each group where its allocation says: 16 bits read no weight again."""
+    stored, allocation = cast(Mapping[str, Tensor], weights), pruner.allocation
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    form = pruner.score.form(stored)
+    groups, nums_pruned = allocation.groups(list(shapes)), allocation.nums_pruned(sparsity, shapes, architecture)
     competing = (
-        (Competitors(stored, {name: sizes[name] for name in group}, cast(Score, counted), form), num_pruned)
+        (Competitors(stored, {name: weights[name].numel() for name in group}, cast(Score, counted), form), num_pruned)
         for group, num_pruned in zip(groups, nums_pruned, strict=True)
     )
     return ByCuts.of(counted, competing, form)
