@@ -27,8 +27,10 @@ from essential_sparsity.pruning.sparsegpt import (
     _errors_at_once,
     _errors_in_turn,
     _in_format,
+    _kth_by_bins,
     compress,
     keep_largest_,
+    kth_smallest,
 )
 
 PATTERNS: dict[str, Any] = {
@@ -143,6 +145,14 @@ def test_equal_scores_keep_the_earlier() -> None:
     keep = torch.ones(2, 4, dtype=torch.bool)
     keep_largest_(keep, torch.ones(2, 4), 3)  # [D, R]: outputs 0 … 3 of two inputs each
     assert keep.T.tolist() == [[True, True], [True, True], [True, False], [False, False]]
+
+
+@pytest.mark.parametrize("k", [1, 7, 100, 399, 400])
+def test_both_ways_to_select_agree(k: int) -> None:
+    scores = torch.randn(20, 20, generator=torch.Generator().manual_seed(5)).abs()
+    scores[3:8] = 0.25
+    assert torch.equal(_kth_by_bins(scores, k), scores.flatten().sort().values[k - 1])
+    assert torch.equal(kth_smallest(scores, k), _kth_by_bins(scores, k))
 
 
 def test_both_ways_to_solve_agree() -> None:

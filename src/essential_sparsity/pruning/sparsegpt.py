@@ -234,12 +234,30 @@ def keep_largest_(keep: Tensor, scores: Tensor, num_pruned: int) -> None:
     """Clear the `num_pruned` smallest scores in a mask that is all true; among equal ones the earlier output stays."""
     if num_pruned == 0:
         return
-    threshold = scores.flatten().kthvalue(num_pruned).values
+    threshold = kth_smallest(scores, num_pruned)
     torch.gt(scores, threshold, out=keep)
     num_spared = int(torch.count_nonzero(~keep)) - num_pruned
     if num_spared:
         output, column = (scores == threshold).T.nonzero()[:num_spared].unbind(1)
         keep[column, output] = True
+
+
+def kth_smallest(scores: Tensor, k: int) -> Tensor:
+    """Give the k-th smallest of scores that are not negative, counted from 1.
+
+    On a card torch selects in one list with a single block of threads: the bin of the upper halfword is found by
+    counting, as in histogram.py, and only that bin is sorted.
+    """
+    return _kth_by_bins(scores, k) if scores.is_cuda else scores.flatten().kthvalue(k).values
+
+
+def _kth_by_bins(scores: Tensor, k: int) -> Tensor:
+    codes = scores.flatten().view(torch.int32)
+    bins = codes >> 16
+    running = torch.bincount(bins, minlength=2**15).cumsum(0)
+    found = torch.searchsorted(running, k)
+    before = torch.where(found > 0, running[found - 1], 0)
+    return codes[bins == found].sort().values[k - 1 - before].view(torch.float32)
 
 
 def best_of_group(scores: Tensor, pattern: NM) -> Tensor:
