@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from essential_sparsity.apps.main import main
+from essential_sparsity.apps.main import main, quoted
 from essential_sparsity.pruning import Masks, Pruner, Random, prunable_weights
 from essential_sparsity.report.similarity import level_figure, pair_rows, terminal_pairs
 
@@ -87,6 +87,30 @@ def test_run_folders_are_listed_by_their_names_as_they_are(command, here):
     code, _, err = command(["compare", "masks=outputs/sweep/*pruner=random*", "name=pattern"])
     assert code == 0, err
     assert (here / "two/similarity.csv").read_text() == (here / "pattern/similarity.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("masks=a=1,b=2~x", 'masks="a=1,b=2~x"'),
+        ("masks=[a=1,b=2~x,plain]", 'masks=["a=1,b=2~x",plain]'),
+        ("masks=[a=1*, plain]", 'masks=["a=1*",plain]'),
+        ("masks=*=2~x", 'masks="*=2~x"'),
+        ("masks=absent=1", "masks=absent=1"),
+        ("sparsities=[0.1,0.3]", "sparsities=[0.1,0.3]"),
+        ('data.text=["a=1,b=2~x",plain]', 'data.text=["a=1,b=2~x",plain]'),
+        ("plan", "plan"),
+        ("x=", "x="),
+        ("x=[]", "x=[]"),
+        ("x=**y", "x=**y"),
+        (f"x=[{'9,' * 5000}]", f"x=[{'9,' * 5000}]"),
+    ],
+)
+def test_paths_are_quoted_where_they_are_there_and_nothing_else_is(word, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a=1,b=2~x", "plain"):
+        (tmp_path / name).mkdir()
+    assert quoted(word) == expected
 
 
 def test_a_pre_trained_and_a_trained_checkpoint_give_the_displacement_null(command, here):

@@ -54,12 +54,21 @@ def main(arguments: list[str] | None = None) -> int:
     return run(name)
 
 
+SIGNS = "=~*?"
+"""What the names of run folders and patterns hold; a list without any of them is no list of run folders."""
+
+MOST_COMMAS = 40
+"""Commas that one path in a list may hold."""
+
+
 def quoted(word: str) -> str:
     """Quote the paths in `key=path` and `key=[path,path]` that exist: run folders' names hold `=`, `,` and `~`."""
     key, equals, value = word.partition("=")
     if not equals or any(sign in value for sign in "\"'{"):
         return word
     if value[:1] == "[" and value[-1:] == "]" and not _found(value):
+        if not any(sign in value for sign in SIGNS):
+            return word
         return f"{key}=[{','.join(map(_quoted_path, _elements(value[1:-1])))}]"
     return f"{key}={_quoted_path(value)}"
 
@@ -68,8 +77,7 @@ def _elements(text: str) -> list[str]:
     """Split a list at its commas, but for those inside the name of a path that is there."""
     parts, found = text.split(","), []
     while parts:
-        whole = range(len(parts), 0, -1)
-        length = next((n for n in whole if _found(",".join(parts[:n]).strip())), 1)
+        length = next((n for n in range(min(len(parts), MOST_COMMAS), 0, -1) if _found(",".join(parts[:n]).strip())), 1)
         found.append(",".join(parts[:length]).strip())
         parts = parts[length:]
     return found
