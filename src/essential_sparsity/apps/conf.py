@@ -99,6 +99,9 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
     assert isinstance(config, DictConfig)
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
+    for key, value in (config.scale.pruner if config.get("scale") and config.get("pruner") else {}).items():
+        if key in config.pruner:
+            config.pruner[key] = value
     add_rounds(config)
     for stage in _stages(config):
         _choose_task(stage, chosen if stage is config else {})

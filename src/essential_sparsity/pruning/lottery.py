@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from essential_sparsity.pruning.allocations import exact_sparsity
 from essential_sparsity.pruning.architecture import Architecture, prunable_weights
+from essential_sparsity.pruning.explicit import Explicit
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.pruner import Pruned, Pruner
 from essential_sparsity.pruning.scores import Random
@@ -120,8 +121,6 @@ class ReassignedLottery(Lottery):
         found = super().prune(model, **options).masks
         if not found.num_pruned:
             return Pruned(found)
-        from essential_sparsity.pruning.explicit import Explicit
-
         shares = {name: Fraction(found.num(name) - found.num_kept(name), found.num(name)) for name in found}
         weights = prunable_weights(model, options.get("architecture"))
         masks = Pruner(Random(self.seed), Explicit(shares))(weights)
