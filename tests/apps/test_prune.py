@@ -1,11 +1,15 @@
 """The command prune: what a user types, what is printed, and what lies in the folder afterwards."""
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from essential_sparsity.apps.prune import tell
 from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning import NM, Global, Magnitude, Masks, Pruner, Random, Unstructured, prunable_names
+from essential_sparsity.streaming import Pass
 
 
 @pytest.fixture
@@ -85,3 +89,12 @@ def test_a_mistake_is_one_line(words, line, checkpoint, command, tmp_path):
     assert code == 2
     assert line in err and err.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_progress_is_told_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    tell(Pass("write", 4_000_000_000, done=1_000_000_000, seconds=2.0))
+    tell(Pass("write", 4_000_000_000, done=4_000_000_000, seconds=8.0, finished=True))
+    first, second = capsys.readouterr().err.split("\r")[1:]
+    assert first.rstrip(" ") == "write: 25% of 4.00 GB, 0.50 GB/s, 6 s to go"
+    assert second.rstrip() == "write: 100% of 4.00 GB, 0.50 GB/s, in 8 s" and second.endswith("\n")

@@ -118,17 +118,19 @@ def test_the_other_files_come_along_and_dense_copies_in_other_formats_stay_behin
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
     (dense / "1_Pooling").mkdir()
     (dense / "1_Pooling/config.json").write_text("{}")
+    (dense / "1_Pooling/model.safetensors").write_bytes(b"a further part of the model")
+    (dense / "1_Pooling/model.onnx").write_bytes(b"dense")
     (dense / "README.md").write_text("the parent's card")
     (dense / "pytorch_model.bin").write_bytes(b"dense")
     (dense / ".cache").mkdir()
     (dense / ".cache/x").write_text("")
     pruned = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
     assert sorted(tree(tmp_path / "out")) == [
-        "1_Pooling/config.json", "README.md", "README.parent.md", "config.json", "masks.safetensors",
-        "model.safetensors",
+        "1_Pooling/config.json", "1_Pooling/model.safetensors", "README.md", "README.parent.md", "config.json",
+        "masks.safetensors", "model.safetensors",
     ]  # fmt: skip
     assert (tmp_path / "out/README.parent.md").read_text() == "the parent's card"
-    assert pruned.left_out == ("pytorch_model.bin",)
+    assert pruned.left_out == ("model.onnx", "pytorch_model.bin")
     card = (tmp_path / "out/README.md").read_text()
     for word in (pruned.parent, "score magnitude, allocation global", "0.5", f"{pruned.num_pruned:,}"):
         assert word in card
@@ -222,7 +224,7 @@ def test_a_failed_prune_goes_on_to_the_same_end(name, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(prune, "write_shard", failing)
-        with pytest.raises(OSError):
+        with pytest.raises(ValueError, match="is full: make room, and the same command goes on"):
             prune_checkpoint(dense, tmp_path / "out", pruner=pruner, sparsity=sparsity)
     assert not (tmp_path / "out/masks.safetensors").exists()
     again = prune_checkpoint(dense, tmp_path / "out", pruner=pruner, sparsity=sparsity)

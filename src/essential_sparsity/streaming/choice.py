@@ -142,14 +142,16 @@ class ByCuts:
         return cls(counted.score, form, cuts, num_ties)
 
     def keeper(self, name: str) -> Keeper:
-        """Compare one weight's scores with its cut, counting the ties seen."""
-        cut, left = self.cuts[name], self.cuts[name].num_kept_ties
+        """Compare one weight's scores with its cut; ties are counted only where some stay and some go."""
+        cut = self.cuts[name]
+        left = cut.num_kept_ties
+        smallest = cut.code + 1 if cut.splits_ties and left == 0 else cut.code
 
         def keep(flat: FlatWeight, start: int, stop: int) -> np.ndarray:
             nonlocal left
             found = codes(self.score.bits(name, cast(Tensor, flat), start, stop, self.form))
-            kept = found >= cut.code
-            if cut.splits_ties:
+            kept = found >= smallest
+            if cut.splits_ties and smallest == cut.code:
                 ties = np.flatnonzero(found == cut.code)
                 kept[ties[left:]] = False
                 left -= min(left, len(ties))

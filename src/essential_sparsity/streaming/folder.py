@@ -20,8 +20,11 @@ JOURNAL = ".prune.json"
 MASKS = "masks.safetensors"
 CARD, PARENT_CARD = "README.md", "README.parent.md"
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".npz")
-"""Endings of files that hold weights: dense ones in another format have no place beside pruned ones."""
+EXPORTS = (".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf", ".npz", ".tflite")
+"""Endings of the same weights in formats of other programs: dense ones have no place beside pruned ones."""
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", *EXPORTS)
+"""The same beside the weight files; in a folder below they are further parts of the model, and come along."""
 
 _ROOM = 2**20
 """Bytes for the small files that are written beside weights and masks."""
@@ -114,7 +117,8 @@ def other_files(checkpoint: Path, weight_files: Sequence[Path]) -> tuple[list[Pa
         inside = path.relative_to(checkpoint)
         if hidden or not path.is_file() or path in weight_files or inside.as_posix() == PARENT_CARD:
             continue
-        (left_out if inside.suffix in WEIGHTS or inside.name == RECORD else copied).append(path)
+        dense = inside.suffix in (WEIGHTS if len(inside.parts) == 1 else EXPORTS)
+        (left_out if dense or inside.name == RECORD else copied).append(path)
     return copied, left_out
 
 

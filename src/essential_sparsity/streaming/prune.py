@@ -4,6 +4,7 @@ The first counts (fp32 takes a refining one more), the second copies each shard 
 whole has its final name; a killed prune goes on with the shards that are missing.
 """
 
+import errno
 import math
 import os
 from collections.abc import Mapping
@@ -130,9 +131,15 @@ def prune_checkpoint(
         if "result" in found:
             return _as_result(found["result"], out)
         masks = task.masks()
-        sizes = {file.name: file.stat().st_size for file in task.files}
+        further, _ = folder.other_files(checkpoint, task.files)
+        sizes = {file.name: file.stat().st_size for file in (*task.files, *further)}
         folder.check_room(out, sizes | {folder.MASKS: masks.size})
-        result = _fill(task, asked, found.get("choice"), masks)
+        try:
+            result = _fill(task, asked, found.get("choice"), masks)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ValueError(f"the disk of out={out} is full: make room, and the same command goes on") from error
         content = {
             key: value for key, value in asdict(result).items() if key not in ("path", "there", "finished_before")
         }
