@@ -6,10 +6,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from essential_sparsity.pruning.histogram import count_by_bincount, upper_halfwords
+from essential_sparsity.pruning.histogram import MagnitudeHistogram, count_by_bincount, upper_halfwords
+from tests.bench import prune_large
 from tests.bench.figure import Figure
 from tests.bench.measure import seconds
-from tests.bench.pruning import LEVELS, our_grid, ours, random_weights, torch_global
+from tests.bench.pruning import LEVELS, OMP, our_grid, ours, random_weights, torch_global
 
 
 def run(quick: bool = False) -> Iterator[Figure]:
@@ -35,6 +36,22 @@ def run(quick: bool = False) -> Iterator[Figure]:
         yield Figure(f"{form}: rank and cut at one sparsity; torch global_unstructured", one, peer, **once)
         grid = _timed(lambda w=weights: our_grid(w))
         yield Figure(f"{form}: rank once, cut at 20; 20 × torch global_unstructured", grid, len(LEVELS) * peer, **once)
+        del weights
+    yield from large(bandwidth, quick=quick)
+
+
+def large(bandwidth: float, *, quick: bool) -> Iterator[Figure]:
+    """Time the pass that finds a global threshold over 6.4 billion bf16 weights, OPT-6.7B's prunable ones."""
+    layers, width, _ = prune_large.sizes(quick)
+    shapes = {name: shape for name, shape in prune_large.shard_shapes(range(layers), width).items() if len(shape) == 2}
+    weights = {n: torch.randn(s, device="cuda", dtype=torch.bfloat16).mul_(0.02) for n, s in shapes.items()}
+    num_bytes = sum(weight.nbytes for weight in weights.values())
+    once = {"limit": num_bytes / bandwidth, "limit_is": "to read the weights once", "goal": "≤ 0.03"}
+    yield Figure(
+        f"bf16: one pass over OPT-6.7B's {num_bytes // 2:,} weights",
+        _timed(lambda: MagnitudeHistogram.count(weights)), **once,
+    )  # fmt: skip
+    yield Figure("bf16: rank them and find the threshold of 0.5", _timed(lambda: OMP.rank(weights).thresholds(["0.5"])))
 
 
 def _timed(work: Callable[[], object]) -> float:
