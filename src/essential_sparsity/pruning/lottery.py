@@ -18,6 +18,7 @@ from essential_sparsity.pruning.explicit import Explicit
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.pruner import Pruned, Pruner
 from essential_sparsity.pruning.scores import Random
+from essential_sparsity.seeds import derive
 
 OMP = Pruner()
 """One-shot magnitude pruning: one threshold over all prunable weights."""
@@ -123,7 +124,8 @@ class ReassignedLottery(Lottery):
             return Pruned(found)
         shares = {name: Fraction(found.num(name) - found.num_kept(name), found.num(name)) for name in found}
         weights = prunable_weights(model, options.get("architecture"))
-        masks = Pruner(Random(self.seed), Explicit(shares))(weights)
+        score = Random(derive(self.seed, "reassigned"))  # other places than those of a random control of this seed
+        masks = Pruner(score, Explicit(shares))(weights)
         return Pruned(replace(masks, **self.describe(), requested=found.requested, parent=found.digest()))
 
 

@@ -91,7 +91,7 @@ def _equalities(located: Sequence[Located], *, epsilon: float | None, seed: int)
 
 def is_control(curve: SparsityCurve) -> bool:
     """Whether a curve is there to be compared with: random masks, or weights that were never pre-trained."""
-    return str(curve.group.get("pruner", "")).startswith("random") or curve.group.get("backbone.pretrained") is False
+    return str(curve.group.get("pruner", "")).startswith(("random", "lottery_reassigned")) or curve.group.get("backbone.pretrained") is False
 
 
 def belongs_beside(other: SparsityCurve, curve: SparsityCurve) -> bool:
