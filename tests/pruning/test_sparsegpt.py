@@ -19,7 +19,7 @@ from calibration_oracle import (
 )
 from torch import Tensor
 
-from essential_sparsity.pruning import architecture_of, prunable_weights
+from essential_sparsity.pruning import architecture_of, prunable_weights, sparsegpt
 from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.sparsegpt import (
     InverseFactor,
@@ -215,6 +215,16 @@ def test_inputs_that_are_always_zero_go_first() -> None:
     assert torch.equal(values[keep], weight[keep])  # they are made up for by nothing
     values, keep = _compress(weight, torch.zeros(5, 20), Unstructured(), "0.5")
     assert torch.equal(values, weight * keep) and int((~keep).sum()) == 100
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 100])
+def test_triangles_are_inverted_by_halves(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparsegpt, "SOLVED", 8)
+    _, seen = _matrix(1, n, 3 * n)
+    lower = torch.linalg.cholesky(seen.T.double() @ seen.double())
+    inverse = sparsegpt.inverse_of_lower(lower)
+    assert not inverse.triu(1).any()
+    torch.testing.assert_close(inverse, torch.linalg.inv(lower))
 
 
 def test_factor_is_that_of_the_inverse() -> None:

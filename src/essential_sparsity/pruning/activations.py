@@ -226,8 +226,9 @@ def values_of(sums: Mapping[str, Statistic], blocks: Sequence[Block]) -> dict[st
     for name in names:
         if name not in sums:
             raise ValueError(f"weight {name!r} did not run on the calibration rows: give the model's whole forward")
-        statistic = sums[name]
-        if not bool(torch.isfinite(values[id(statistic)]).all()):
+        value = values[id(sums[name])]
+        squares = value.diagonal() if value.ndim == 2 else value  # no other entry of a Hessian is larger
+        if not bool(torch.isfinite(squares).all()):
             raise ValueError(
                 f"weight {name!r} reads inputs that are NaN, infinite or too large on the calibration rows: "
                 "mend the checkpoint, or calibrate it in another number format"

@@ -162,11 +162,30 @@ class InverseFactor:
             on_diagonal += wanted - added
             added = wanted
             lower, failed = torch.linalg.cholesky_ex(turned)
-            if not int(failed) and bool(torch.isfinite(lower).all()):
-                one = torch.eye(len(lower), device=lower.device, dtype=lower.dtype)
-                upper = torch.linalg.solve_triangular(lower, one, upper=False).flip(0, 1)
-                return cls(upper, dead, escalations > 0)
+            if not int(failed) and bool(torch.isfinite(lower.diagonal()).all()):
+                return cls(inverse_of_lower(lower).flip(0, 1), dead, escalations > 0)
         raise ValueError(f"weight {name!r} has a Hessian that no dampening makes positive definite: look at its inputs")
+
+
+SOLVED = 256
+"""Edge up to which a triangular matrix is inverted by solving; larger ones are halved."""
+
+
+def inverse_of_lower(lower: Tensor) -> Tensor:
+    """Invert a lower triangular matrix by halves: (A 0; C B)⁻¹ = (A⁻¹ 0; −B⁻¹CA⁻¹ B⁻¹).
+
+    Two thirds of the work of solving for the identity, and all of it large matrix products.
+    """
+    n = len(lower)
+    if n <= SOLVED:
+        one = torch.eye(n, device=lower.device, dtype=lower.dtype)
+        return torch.linalg.solve_triangular(lower, one, upper=False)
+    half = n // 2
+    inverse = torch.zeros_like(lower)
+    first, last = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    torch.mm(last, lower[half:, :half] @ first, out=inverse[half:, :half]).neg_()
+    return inverse
 
 
 # --- one matrix, or several that read the same inputs -----------------------------------------------------------------
