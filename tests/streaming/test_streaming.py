@@ -235,6 +235,21 @@ def test_a_failed_prune_goes_on_to_the_same_end(name, tmp_path, monkeypatch):
     assert_pruned(dense, tmp_path / "out", expected)
 
 
+def test_a_prune_that_is_killed_beside_its_weights_keeps_their_masks(tmp_path, monkeypatch):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=2), num_shards=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(prune, "model_card", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    shutil.copytree(tmp_path / "out", tmp_path / "torn")
+    again = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    assert len(again.there) == 2
+    assert Masks.load(tmp_path / "out/masks.safetensors").digest() == in_memory(dense, OMP, 0.5).digest()
+    (tmp_path / "torn/masks.safetensors").unlink()
+    with pytest.raises(ValueError, match="has pruned weights and no masks of them: remove it and start again"):
+        prune_checkpoint(dense, tmp_path / "torn", pruner=OMP, sparsity=0.5)
+
+
 def test_a_finished_prune_returns_at_once(tmp_path):
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
     first = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)

@@ -167,6 +167,10 @@ def resolved(pruner: object, sparsity: object) -> tuple[Pruner | StoredMasks, Fr
 def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None, masks: MasksFile) -> PrunedCheckpoint:
     """Choose, write what is missing, and add what belongs beside the weights."""
     there = [file for file in task.files if (task.out / file.name).is_file()]
+    if (task.out / folder.MASKS).is_file():  # killed when the weights were whole, and what lies beside them was not
+        (task.out / folder.MASKS).replace(masks.path)
+    if there and not masks.path.is_file():
+        raise ValueError(f"out={task.out} has pruned weights and no masks of them: remove it and start again")
     descriptor = masks.open()
     try:
         with task.stored.weights(task.progress.add) as weights:
