@@ -21,6 +21,7 @@ import torch
 from essential_sparsity import provenance
 from essential_sparsity.runs import write_json
 from tests.bench import (
+    calibrated,
     callback,
     coverage_table,
     fine_tuning,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "pruning": pruning.run,
     "pruning_gpu": pruning_gpu.run,
     "nm": nm.run,
+    "calibrated": calibrated.run,
     "zero_shot": zero_shot.run,
     "fine_tuning": fine_tuning.run,
     "callback": callback.run,
