@@ -9,7 +9,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from essential_sparsity.checkpoints import Checkpoint
-from essential_sparsity.pruning import Masks, prunable_names
+from essential_sparsity.pruning import (
+    NM,
+    ErdosRenyi,
+    Explicit,
+    Global,
+    Magnitude,
+    Masks,
+    PerRow,
+    Pruner,
+    Random,
+    Uniform,
+    Unstructured,
+    prunable_names,
+)
+
+OMP = Pruner()
+PRUNERS = {
+    "omp": (OMP, "0.5"),
+    "random": (Pruner(Random(3), Global(), Unstructured()), "0.3"),
+    "uniform": (Pruner(Magnitude(), Uniform(), Unstructured()), "0.7"),
+    "erdos-renyi": (Pruner(Random(1), ErdosRenyi(kernel=True), Unstructured()), "0.6"),
+    "explicit": (Pruner(Magnitude(), Explicit({"*.0.*": 0.5, "*.1*": 0.25}), Unstructured()), None),
+    "per row": (Pruner(Magnitude(), PerRow(), Unstructured()), "0.4"),
+    "2:4": (Pruner(Magnitude(), Global(), NM(2, 4)), None),
+    "random 3:8 over outputs": (Pruner(Random(2), Global(), NM(3, 8, axis="output")), None),
+}
 
 LAYOUTS = {
     "bert": ("bert.encoder.layer.{}.", {
