@@ -90,8 +90,9 @@ def _equalities(located: Sequence[Located], *, epsilon: float | None, seed: int)
 
 
 def is_control(curve: SparsityCurve) -> bool:
-    """Whether a curve is there to be compared with: random masks, or weights that were never pre-trained."""
-    return str(curve.group.get("pruner", "")).startswith(("random", "lottery_reassigned")) or curve.group.get("backbone.pretrained") is False
+    """Whether a curve is there to be compared with: masks drawn by chance, or weights that were never pre-trained."""
+    by_chance = str(curve.group.get("pruner", "")).startswith(("random", "lottery_reassigned"))
+    return by_chance or curve.group.get("backbone.pretrained") is False
 
 
 def belongs_beside(other: SparsityCurve, curve: SparsityCurve) -> bool:
