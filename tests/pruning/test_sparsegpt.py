@@ -20,6 +20,7 @@ from calibration_oracle import (
 from torch import Tensor
 
 from essential_sparsity.pruning import architecture_of, prunable_weights, sparsegpt
+from essential_sparsity.pruning.activations import Hessians
 from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.sparsegpt import (
     InverseFactor,
@@ -275,3 +276,28 @@ def test_what_it_is_called() -> None:
         "pattern": NM(2, 4).describe(),
     }
     assert architecture_of(list(prunable_weights(tiny_model("gpt2")))).input_axis == 0
+
+
+# --- on a card --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+@pytest.mark.parametrize("named", ["0.5", "2:4"])
+def test_the_card_gives_what_the_host_gives(named: str) -> None:
+    pattern, sparsity, _ = PATTERNS[named]
+    weight, seen = _matrix(96, 192, 600)
+    host = _compress(weight, seen, pattern, sparsity)
+    card = [part.cpu() for part in _compress(weight.cuda(), seen.cuda(), pattern, sparsity)]
+    assert (host[1] != card[1]).float().mean() < 0.005
+    errors = [reconstruction_error(weight, values, seen) for values, _ in (host, card)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+def test_half_precision_products_are_exact_on_a_card() -> None:
+    inputs = torch.randn(500, 300, generator=torch.Generator().manual_seed(0)).bfloat16().cuda()
+    sums = Hessians(300, inputs.device)
+    sums.add(inputs)
+    torch.testing.assert_close(sums.value(), inputs.T.float() @ inputs.float(), rtol=1e-4, atol=1e-3)

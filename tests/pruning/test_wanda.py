@@ -186,6 +186,17 @@ def test_packing_is_that_of_masks(n: int) -> None:
     assert packed(keep).tolist() == Masks.from_tensors({"h.0.w": keep}).bits["h.0.w"].tolist()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+@pytest.mark.parametrize("pruner", [WANDA, WANDA_24], ids=["half", "2:4"])
+def test_the_card_gives_what_the_host_gives(pruner: Pruner) -> None:
+    model, batches = tiny_model("opt"), tiny_batches("opt")
+    sparsity = None if pruner is WANDA_24 else "0.5"
+    host = pruner.prune(model, sparsity=sparsity, batches=batches).masks
+    card = pruner.prune(model.cuda(), sparsity=sparsity, batches=batches).masks
+    assert card.sparsity == 0.5 and host.cosine(card) > 0.98
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
