@@ -77,7 +77,7 @@ def test_a_round_ranks_trained_weights_within_the_mask_before():
         masks = lottery.prune(model, sparsity=sparsity, architecture=architecture).masks
         expected = slow_ticket(moved, before, sparsity)
         assert all(torch.equal(masks[name], expected[name]) for name in masks)
-        assert masks.is_nested_in(before) and masks.parent == before.digest()
+        assert masks.is_nested_in(before)
     with pytest.raises(ValueError, match="rounds must rise"):
         lottery.prune(model, sparsity=0.2, architecture=architecture)
     assert all(torch.equal(weight != 0, before[name]) for name, weight in survivors_above(lottery.before).items())

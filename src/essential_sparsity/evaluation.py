@@ -187,7 +187,10 @@ def calibration_batches(pruner: Any, sparsity: Any, preprocessing: Any, data: An
 
 def weights_digest(inputs: Mapping[str, str]) -> str | None:
     """Give the hash of a run's starting weights from its inputs' hashes, as `Checkpoint.digest` does; None: no file."""
-    files = {name.rsplit("/", 1)[-1]: value for name, value in inputs.items() if name.endswith(".safetensors")}
+    weights = {name: value for name, value in inputs.items() if name.endswith(".safetensors")}
+    own = {name: value for name, value in weights.items() if not name.startswith("masks/")}  # stored masks aside
+    files = {name.rsplit("/", 1)[-1]: value for name, value in own.items()}
+    files.pop("masks.safetensors", None)  # what `prune` leaves beside the weights
     if len(files) < 2:
         return next(iter(files.values()), None)
     lines = "".join(f"{name}:{files[name]}\n" for name in sorted(files))

@@ -104,7 +104,7 @@ class Lottery:
                 f"the round before has sparsity {self.before.masks.sparsity:g}, this one {float(wanted):g}: "
                 "rounds must rise"
             )
-        return Pruned(replace(masks, **self.describe(), parent=self.before.masks.digest()))
+        return Pruned(replace(masks, **self.describe()))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ReassignedLottery(Lottery):
         weights = prunable_weights(model, options.get("architecture"))
         score = Random(derive(self.seed, "reassigned"))  # other places than those of a random control of this seed
         masks = Pruner(score, Explicit(shares))(weights)
-        return Pruned(replace(masks, **self.describe(), requested=found.requested, parent=found.digest()))
+        return Pruned(replace(masks, **self.describe(), requested=found.requested))
 
 
 @dataclass(frozen=True)
