@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "essential_sparsity"
 
 LAYERS = {
-    "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1, "streaming": 1,
+    "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1, "streaming": 1, "traces": 1,
     "analysis": 2,
     "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3,
     "evaluation": 4, "similarity": 4, "training": 4,
@@ -32,7 +32,7 @@ ALLOWED = {
     "datasets": {"data"},
     "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation"},
 }
-WITHOUT_TORCH = {"analysis", "report", "runs", "seeds", "provenance", "inputs"}
+WITHOUT_TORCH = {"analysis", "report", "runs", "seeds", "provenance", "inputs", "traces"}
 
 
 def modules():

@@ -56,6 +56,22 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     _fsync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; synced and renamed when the block ends well."""
+    temporary = path.with_name(f".{path.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+    _fsync_folder(temporary)
+    temporary.rename(path)
+    _fsync_folder(path.parent)
+
+
 def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
@@ -241,6 +257,7 @@ class Run:
         write_json(self.path / "metrics.json", metrics)
         if not keep_checkpoints:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.path / "trace", ignore_errors=True)  # its records were merged before
 
     def fail(self, *, kind: str, message: str, traceback: str, step: int | None) -> None:
         """Write failure.json in the place of metrics.json."""

@@ -1,0 +1,125 @@
+"""Trace files: magnitude histograms and moments of every prunable weight: a pair of files per record, merged at last.
+
+The only reader and writer of `trace/step=00001000.parquet`, `trace/moments=00001000.parquet`, `trace.parquet` and
+`moments.parquet` in a run folder (or a checkpoint series' folder).
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from essential_sparsity.runs import atomic_path
+
+CODE = "bfloat16"
+"""Kind of code that trace bins are the upper 14 bits of: that of fp32 and bf16 magnitudes."""
+
+BITS = 14
+
+_METADATA = {"code": CODE, "bits": str(BITS)}
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+HISTOGRAMS = pa.schema(
+    [("step", pa.int32()), ("weight", _NAMES), ("bin", pa.uint16()), ("count", pa.uint32())], metadata=_METADATA
+)
+MOMENTS = pa.schema([
+    ("step", pa.int32()), ("weight", _NAMES), ("layer", pa.int32()), ("kind", _NAMES),
+    ("num", pa.int64()), ("num_zeros", pa.int64()),
+    *((name, pa.float64()) for name in ("sum", "sum_squares", "sum_fourths", "largest")),
+    *((name, pa.float64()) for name in ("lr", "lr_sum", "decay_factor", "loss")),
+    ("tokens", pa.int64()), ("seconds", pa.float64()),
+], metadata=_METADATA)  # fmt: skip
+
+_ENCODED = {"bin": "DELTA_BINARY_PACKED", "count": "DELTA_BINARY_PACKED"}
+
+
+def write_record(
+    folder: Path, step: int, counts: Mapping[str, np.ndarray], moments: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write one record, each file whole or not at all; the same step written again replaces it.
+
+    `counts` maps weights, in the fixed order, to integers [2^14]; `moments` has one mapping per weight. The histogram
+    is written last: a record is there when its histogram is.
+    """
+    names = list(counts)
+    bins = {name: np.flatnonzero(counts[name]) for name in names}
+    owners = np.repeat(np.arange(len(names), dtype=np.int32), [len(bins[name]) for name in names])
+    columns = [
+        pa.array(np.full(len(owners), step, np.int32)),
+        pa.DictionaryArray.from_arrays(pa.array(owners), pa.array(names, pa.string())),
+        pa.array(np.concatenate([bins[name] for name in names] or [[]]).astype(np.uint16)),
+        pa.array(np.concatenate([counts[name][bins[name]] for name in names] or [[]]).astype(np.uint32)),
+    ]
+    lines = [{"step": step, **line} for line in moments]
+    with atomic_path(_moments_file(folder, step)) as temporary:
+        pq.write_table(pa.Table.from_pylist(lines, schema=MOMENTS), temporary, compression="zstd")
+    with atomic_path(_histogram_file(folder, step)) as temporary, _histogram_writer(temporary) as writer:
+        writer.write_table(pa.Table.from_arrays(columns, schema=HISTOGRAMS))
+
+
+def recorded_steps(folder: Path) -> list[int]:
+    """List the steps whose records lie in `folder/trace`, ascending."""
+    found = (re.fullmatch(r"step=(\d+)\.parquet", path.name) for path in (folder / "trace").glob("step=*.parquet"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def drop_records(folder: Path, *, after: int) -> None:
+    """Remove records of later steps than `after`, and what was merged with them: of a training that was ended."""
+    for name in ("trace.parquet", "moments.parquet"):
+        (folder / name).unlink(missing_ok=True)
+    for step in recorded_steps(folder):
+        if step > after:
+            _histogram_file(folder, step).unlink(missing_ok=True)
+            _moments_file(folder, step).unlink(missing_ok=True)
+
+
+def merge_records(folder: Path) -> None:
+    """Write `trace.parquet` and `moments.parquet` from all records, in the order of steps, a row group per record."""
+    steps = recorded_steps(folder)
+    with atomic_path(folder / "moments.parquet") as temporary:
+        tables = [pq.read_table(_moments_file(folder, step), schema=MOMENTS) for step in steps]
+        pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
+    with atomic_path(folder / "trace.parquet") as temporary, _histogram_writer(temporary) as writer:
+        for step in steps:
+            writer.write_table(pq.read_table(_histogram_file(folder, step), schema=HISTOGRAMS))
+
+
+def read_trace(folder: Path | str) -> tuple[pa.Table, pa.Table]:
+    """Read histograms and moments of a run: the merged tables, or what an unfinished run has recorded so far.
+
+    Raises FileNotFoundError where nothing was recorded, ValueError for histograms of another code.
+    """
+    folder = Path(folder)
+    merged = [folder / "trace.parquet", folder / "moments.parquet"]
+    if all(path.is_file() for path in merged):
+        found = [pq.read_table(path) for path in merged]
+    elif steps := recorded_steps(folder):
+        files = [[name(folder, step) for step in steps] for name in (_histogram_file, _moments_file)]
+        found = [pa.concat_tables([pq.read_table(path) for path in each]).unify_dictionaries() for each in files]
+    else:
+        raise FileNotFoundError(
+            f"{folder} has no trace: record one with callbacks=recorder, or essential-sparsity trace"
+        )
+    code = (found[0].schema.metadata or {}).get(b"code", b"").decode()
+    if code != CODE:
+        raise ValueError(f"{folder} has a trace of {code or 'unknown'} codes, known are {CODE}: record it again")
+    return found[0], found[1]
+
+
+def _histogram_file(folder: Path, step: int) -> Path:
+    return folder / "trace" / f"step={step:08d}.parquet"
+
+
+def _moments_file(folder: Path, step: int) -> Path:
+    return folder / "trace" / f"moments={step:08d}.parquet"
+
+
+@contextlib.contextmanager
+def _histogram_writer(path: Path) -> Iterator[pq.ParquetWriter]:
+    options = {"compression": "zstd", "use_dictionary": ["step", "weight"], "column_encoding": _ENCODED}
+    with pq.ParquetWriter(path, HISTOGRAMS, **options) as writer:
+        yield writer
