@@ -95,6 +95,8 @@ def test_progress_is_told_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     tell(Pass("write", 4_000_000_000, done=1_000_000_000, seconds=2.0))
     tell(Pass("write", 4_000_000_000, done=4_000_000_000, seconds=8.0, finished=True))
-    first, second = capsys.readouterr().err.split("\r")[1:]
+    tell(Pass("refine", 1_000_000_000, done=1_100_000_000, seconds=2.0))  # windows of two threads overlap
+    first, second, beyond = capsys.readouterr().err.split("\r")[1:]
+    assert "100% of 1.00 GB" in beyond and beyond.rstrip().endswith(" 0 s to go")
     assert first.rstrip(" ") == "write: 25% of 4.00 GB, 0.50 GB/s, 6 s to go"
     assert second.rstrip() == "write: 100% of 4.00 GB, 0.50 GB/s, in 8 s" and second.endswith("\n")

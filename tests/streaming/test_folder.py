@@ -11,7 +11,7 @@ import pytest
 import torch
 from stored_models import OMP, PRUNERS, assert_pruned, in_memory, tensors_of, tree, write
 
-from essential_sparsity.pruning import Lottery, Masks, Pruner
+from essential_sparsity.pruning import NM, Architecture, Global, Lottery, Magnitude, Masks, Pruner
 from essential_sparsity.streaming import prune, prune_checkpoint
 
 # --- killed, and started again ----------------------------------------------------------------------------------------
@@ -88,6 +88,52 @@ def test_a_prune_that_is_killed_beside_its_weights_keeps_their_masks(tmp_path, m
         prune_checkpoint(dense, tmp_path / "torn", pruner=OMP, sparsity=0.5)
 
 
+def ended(*arguments, **keywords):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("module", "step"), [("prune", "choose"), ("folder", "write_json"), ("prune", "_write_shards")]
+)
+def test_a_prune_that_ends_before_its_first_shard_starts_again(module, step, tmp_path, monkeypatch):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=2), num_shards=2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(f"essential_sparsity.streaming.{module}.{step}", ended)
+        prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    for name in ("..prune.json.ab12cd.part", ".masks.safetensors.part"):  # what a killed process may leave
+        (tmp_path / "out" / name).write_bytes(b"half")
+    prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    assert_pruned(dense, tmp_path / "out", in_memory(dense, OMP, 0.5))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["omp", "2:4", "per row"])
+def test_a_refused_checkpoint_may_be_mended_and_pruned_into_the_same_folder(name, tmp_path):
+    pruner, sparsity = PRUNERS[name]
+    tensors = tensors_of("bert", num_layers=2)
+    wrong = "encoder.layer.1.output.dense.weight"
+    broken = {**tensors, f"bert.{wrong}": torch.full((16, 40), float("nan"))}
+    write(tmp_path / "dense", broken, num_shards=2)
+    with pytest.raises(ValueError, match=f"weight '{wrong}' has 640 entries that are NaN or infinite"):
+        prune_checkpoint(tmp_path / "dense", tmp_path / "out", pruner=pruner, sparsity=sparsity)
+    assert not list((tmp_path / "out").iterdir())
+    shutil.rmtree(tmp_path / "dense")
+    dense = write(tmp_path / "dense", tensors, num_shards=2)
+    prune_checkpoint(dense, tmp_path / "out", pruner=pruner, sparsity=sparsity)
+    assert_pruned(dense, tmp_path / "out", in_memory(dense, pruner, sparsity))
+
+
+def test_the_remedy_of_a_pattern_that_does_not_fit_works_in_the_same_folder(tmp_path):
+    tensors = tensors_of("bert", num_layers=1)
+    tensors["bert.encoder.layer.0.intermediate.dense.weight"] = torch.ones(40, 15)
+    dense = write(tmp_path / "dense", tensors)
+    with pytest.raises(ValueError, match="remainder: pad"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=PRUNERS["2:4"][0])
+    padded = Pruner(Magnitude(), Global(), NM(2, 4, remainder="pad"))
+    prune_checkpoint(dense, tmp_path / "out", pruner=padded)
+    assert_pruned(dense, tmp_path / "out", in_memory(dense, padded))
+
+
 def test_a_finished_prune_returns_at_once(tmp_path):
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
     first = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
@@ -124,6 +170,14 @@ def test_another_prune_in_the_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"belongs to another prune \(checkpoint\.model\.safetensors"):
         prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
     assert tree(tmp_path / "out") == before
+
+
+def test_another_choice_of_prunable_weights_is_another_prune(tmp_path):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=2))
+    fewer = Architecture.from_patterns(r"encoder\.layer\.(\d+)\.", ["output.dense"])
+    prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5, architecture=fewer)
+    with pytest.raises(ValueError, match=r"belongs to another prune \(architecture: "):
+        prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
 
 
 def test_a_folder_that_holds_other_files_is_refused(tmp_path):

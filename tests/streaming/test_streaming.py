@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -16,12 +17,13 @@ from essential_sparsity.pruning import (
     Explicit,
     Magnitude,
     Masks,
+    PerRow,
     Pruner,
     SavedMasks,
     Unstructured,
     prunable_weights,
 )
-from essential_sparsity.streaming import prune_checkpoint
+from essential_sparsity.streaming import Pass, choice, prune_checkpoint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -89,17 +91,24 @@ def test_the_other_files_come_along_and_dense_copies_in_other_formats_stay_behin
     (dense / "1_Pooling/config.json").write_text("{}")
     (dense / "1_Pooling/model.safetensors").write_bytes(b"a further part of the model")
     (dense / "1_Pooling/model.onnx").write_bytes(b"dense")
+    (dense / "2_Dense").mkdir()
+    (dense / "2_Dense/pytorch_model.bin").write_bytes(b"a further part of the model")
+    for place in ("original/consolidated.00.pth", "original/params.json", "openvino/model.bin", "old/last.ckpt"):
+        (dense / place).parent.mkdir(exist_ok=True)
+        (dense / place).write_bytes(b"dense")
     (dense / "README.md").write_text("the parent's card")
     (dense / "pytorch_model.bin").write_bytes(b"dense")
     (dense / ".cache").mkdir()
     (dense / ".cache/x").write_text("")
     pruned = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
     assert sorted(tree(tmp_path / "out")) == [
-        "1_Pooling/config.json", "1_Pooling/model.safetensors", "README.md", "README.parent.md", "config.json",
-        "masks.safetensors", "model.safetensors",
+        "1_Pooling/config.json", "1_Pooling/model.safetensors", "2_Dense/pytorch_model.bin", "README.md",
+        "README.parent.md", "config.json", "masks.safetensors", "model.safetensors",
     ]  # fmt: skip
     assert (tmp_path / "out/README.parent.md").read_text() == "the parent's card"
-    assert pruned.left_out == ("model.onnx", "pytorch_model.bin")
+    assert pruned.left_out == (
+        "1_Pooling/model.onnx", "old/last.ckpt", "openvino/", "original/", "pytorch_model.bin"
+    )  # fmt: skip
     card = (tmp_path / "out/README.md").read_text()
     for word in (pruned.parent, "score magnitude, allocation global", "0.5", f"{pruned.num_pruned:,}"):
         assert word in card
@@ -197,6 +206,53 @@ def test_a_kind_inside_a_fused_matrix_is_refused(tmp_path):
     pruner = Pruner(Magnitude(), Explicit({"kind:query": 0.5}), Unstructured())
     with pytest.raises(ValueError, match="splits fused matrices by kind"):
         prune_checkpoint(dense, tmp_path / "out", pruner=pruner)
+
+
+# --- passes, threads --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "dtype", "passes"), [
+    ("omp", torch.float32, ["count", "refine", "ties", "write"]),
+    ("uniform", torch.float32, ["count", "refine", "ties", "write"]),
+    ("omp", torch.bfloat16, ["count", "write"]),
+    ("2:4", torch.float32, ["check", "write"]),
+    ("random 3:8 over outputs", torch.float32, ["write"]),
+])  # fmt: skip
+def test_no_pass_goes_on_beyond_its_end(name, dtype, passes, tmp_path, monkeypatch):
+    monkeypatch.undo()  # real windows: one holds a whole weight
+    dense = write(tmp_path / "dense", tensors_of("bert", dtype, num_layers=2))
+    told: dict[str, Pass] = {}
+    pruner, sparsity = PRUNERS[name]
+    prune_checkpoint(dense, tmp_path / "out", pruner=pruner, sparsity=sparsity, tell=lambda p: told.update({p.name: p}))
+    assert list(told) == passes
+    assert all(each.done == each.num_bytes for each in told.values())
+
+
+class Counted(Pruner):
+    """Rows, of which it is noted how many weights are ranked at a time."""
+
+    inside, most, second, patience = 0, 0, Event(), 0.0
+
+    def rank(self, weights, **keywords):
+        Counted.inside += 1
+        Counted.most = max(Counted.most, Counted.inside)
+        Counted.second.set() if Counted.inside > 1 else Counted.second.wait(Counted.patience)
+        found = super().rank(weights, **keywords)
+        Counted.inside -= 1
+        return found
+
+
+@pytest.mark.parametrize(("long", "most"), [(40, 1), (10**6, 2)])
+def test_weights_whose_rows_lie_across_them_are_masked_one_at_a_time(long, most, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "_LONG", long)
+    monkeypatch.setattr(Counted, "most", 0)
+    monkeypatch.setattr(Counted, "second", Event())
+    monkeypatch.setattr(Counted, "patience", 0.02 if most == 1 else 5.0)  # ends as soon as a second one comes
+    pruner = Counted(Magnitude(), PerRow(), Unstructured())
+    dense = write(tmp_path / "dense", tensors_of("gpt2", num_layers=3))
+    prune_checkpoint(dense, tmp_path / "out", pruner=pruner, sparsity=0.5)
+    assert Counted.most == most
+    assert_pruned(dense, tmp_path / "out", in_memory(dense, PRUNERS["per row"][0], 0.5))
 
 
 # --- real, and memory -------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def tell(current: "Pass") -> None:
     if not sys.stderr.isatty():
         return
     share = current.done / current.num_bytes if current.num_bytes else 1.0
-    left = (current.num_bytes - current.done) / current.rate if current.rate else 0.0
+    left = max(0, current.num_bytes - current.done) / current.rate if current.rate else 0.0
     rest = f"in {duration(current.seconds)}" if current.finished else f"{duration(left)} to go"
     size, rate = f"{current.num_bytes / 1e9:.2f} GB", f"{current.rate / 1e9:.2f} GB/s"
     line = f"{current.name}: {min(share, 1):.0%} of {size}, {rate}, {rest}"

@@ -6,6 +6,7 @@ holds. With these each weight is masked by itself, in any order and by any threa
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from threading import Lock
@@ -16,12 +17,16 @@ from torch import Tensor
 
 from essential_sparsity.pruning import Architecture, Pruner
 from essential_sparsity.pruning.histogram import BINS, Piece, codes, count_bins, from_both_ends, pieces
+from essential_sparsity.pruning.rows import Runs
 from essential_sparsity.pruning.scores import Score
 from essential_sparsity.pruning.thresholds import Competitors, Cut, PieceReader
 from essential_sparsity.streaming.stored import FlatWeight, StoredWeight
 
 WIDE = ("float32", "uint31")
 """Forms of 32 bits, of which a bin is the upper half."""
+
+_LONG = 2**22
+"""Weights in one piece of runs beyond which a second one beside it is too much memory."""
 
 Keeper = Callable[[FlatWeight, int, int], np.ndarray]
 """Says which of the weights start … stop are kept: uint8, packed in little bit order. Called from the first on."""
@@ -126,12 +131,11 @@ class ByCuts:
     num_ties: int
 
     @classmethod
-    def of(cls, counted: CountedByWeight, groups: Iterable[tuple[Competitors, int]], form: str) -> "ByCuts":
-        """Cut groups of counted weights: fp32 takes a refining pass, and one more where equal scores are parted."""
+    def of(cls, counted: CountedByWeight, groups: Iterable[tuple[Competitors, Cut]], form: str) -> "ByCuts":
+        """Share out the ties of each group's cut: 32 bits take a pass over the groups whose equal scores are parted."""
         cuts: dict[str, Cut] = {}
         num_ties = 0
-        for competitors, num_pruned in groups:
-            (cut,) = competitors.cut([num_pruned])
+        for competitors, cut in groups:
             ties = _ties(competitors, cut, counted) if cut.splits_ties else dict.fromkeys(competitors.sizes, 0)
             num_ties += sum(ties.values())
             left = cut.num_kept_ties if cut.splits_ties else 0
@@ -197,13 +201,22 @@ class ByWeight:
     architecture: Architecture
     weights: Mapping[str, StoredWeight]
     ties: dict[str, int] = field(default_factory=dict)
+    _turn: Any = field(default_factory=Lock, init=False)
 
     def keeper(self, name: str) -> Keeper:
-        """Mask one weight, of which only windows are in memory, and give its bits in pieces."""
+        """Mask one weight, of which only windows are in memory, and give its bits in pieces.
+
+        Runs that lie across the whole weight need all of it at once: of such weights one is masked at a time.
+        """
         alone = {name: cast(Tensor, self.weights[name])}
-        masks = self.pruner.rank(alone, architecture=self.architecture).masks(self.sparsity)
+        with self._turn if self._is_read_whole(name) else nullcontext():
+            masks = self.pruner.rank(alone, architecture=self.architecture).masks(self.sparsity)
         self.ties[name] = masks.num_ties
         return lambda flat, start, stop: masks.bits[name][start // 8 : -(-stop // 8)]
+
+    def _is_read_whole(self, name: str) -> bool:
+        runs = runs_of(self.pruner, {name: self.weights[name].shape}, self.architecture)
+        return runs is not None and max(stop - start for _, start, stop in runs[name].pieces(name)) > _LONG
 
     @property
     def num_ties(self) -> int:
@@ -213,6 +226,13 @@ class ByWeight:
     def as_dict(self) -> dict[str, Any]:
         """Give the ties of the weights masked yet; nothing else need be remembered."""
         return {"ties": dict(self.ties)}
+
+
+def runs_of(
+    pruner: Pruner, shapes: Mapping[str, tuple[int, ...]], architecture: Architecture
+) -> dict[str, Runs] | None:
+    """Give the runs that a pruner cuts each weight into, None where weights compete; raises ValueError for misfits."""
+    return pruner.pattern.runs(shapes, architecture) or pruner.allocation.runs(shapes, architecture)
 
 
 def choose(
@@ -234,7 +254,10 @@ def choose(
             f"pruner {pruner.allocation.describe()} splits fused matrices by kind, which prune does not: name whole "
             "weights, or use essential-sparsity evaluate"
         )
-    if pruner.pattern.runs(shapes, architecture) or pruner.allocation.runs(shapes, architecture):
+    if runs_of(pruner, shapes, architecture):
+        if known is None and pruner.score.reads_weights:
+            stage("check", _num_bytes(weights))
+            CountedByWeight.of(pruner.score, weights)  # refuses what is not finite before a byte is written
         unheard = {name: StoredWeight(weight.descriptor, weight.place) for name, weight in weights.items()}
         return ByWeight(pruner, sparsity, architecture, unheard, dict((known or {}).get("ties", {})))
     if known:
@@ -250,13 +273,9 @@ def _count_and_cut(
     stage: Stage,
 ) -> ByCuts:
     """Count scores by weight, then cut."""
-    num_bytes = sum(weight.place.stop - weight.place.start for weight in weights.values())
-    num_read = num_bytes if pruner.score.reads_weights else 0
-    stage("count", num_read)
+    stage("count", _num_bytes(weights) if pruner.score.reads_weights else 0)
     counted = CountedByWeight.of(pruner.score, weights)
-    if pruner.score.form(cast(Mapping[str, Tensor], weights)) in WIDE:
-        stage("refine", num_read)
-    return cut(pruner, counted, weights, sparsity, architecture)
+    return cut(pruner, counted, weights, sparsity, architecture, stage=stage)
 
 
 def cut(
@@ -265,14 +284,27 @@ def cut(
     weights: Mapping[str, StoredWeight],
     sparsity: Fraction | None,
     architecture: Architecture,
+    *,
+    stage: Stage = lambda name, num_bytes: None,
 ) -> ByCuts:
     """Cut counted weights at one sparsity, each group where its allocation says: 16 bits read no weight again."""
     stored, allocation = cast(Mapping[str, Tensor], weights), pruner.allocation
     shapes = {name: weight.shape for name, weight in weights.items()}
     form = pruner.score.form(stored)
     groups, nums_pruned = allocation.groups(list(shapes)), allocation.nums_pruned(sparsity, shapes, architecture)
-    competing = (
-        (Competitors(stored, {name: weights[name].numel() for name in group}, cast(Score, counted), form), num_pruned)
-        for group, num_pruned in zip(groups, nums_pruned, strict=True)
-    )
-    return ByCuts.of(counted, competing, form)
+    read_again = form in WIDE and pruner.score.reads_weights
+    if form in WIDE:
+        stage("refine", _num_bytes(weights) if read_again else 0)
+    found: list[tuple[Competitors, Cut]] = []
+    for group, num_pruned in zip(groups, nums_pruned, strict=True):
+        sizes = {name: weights[name].numel() for name in group}
+        competitors = Competitors(stored, sizes, cast(Score, counted), form)
+        found.append((competitors, competitors.cut([num_pruned])[0]))
+    parted = [name for competitors, cut in found if cut.splits_ties for name in competitors.sizes]
+    if form in WIDE and parted:
+        stage("ties", _num_bytes({name: weights[name] for name in parted}) if read_again else 0)
+    return ByCuts.of(counted, found, form)
+
+
+def _num_bytes(weights: Mapping[str, StoredWeight]) -> int:
+    return sum(weight.place.stop - weight.place.start for weight in weights.values())

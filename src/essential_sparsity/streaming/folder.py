@@ -23,8 +23,16 @@ CARD, PARENT_CARD = "README.md", "README.parent.md"
 EXPORTS = (".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf", ".npz", ".tflite")
 """Endings of the same weights in formats of other programs: dense ones have no place beside pruned ones."""
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", *EXPORTS)
-"""The same beside the weight files; in a folder below they are further parts of the model, and come along."""
+PICKLES = (".pt", ".pth", ".ckpt")
+
+WEIGHTS = (".safetensors", ".bin", *PICKLES, *EXPORTS)
+"""All endings of weights; in a folder below, .safetensors and .bin are further parts of the model, and come along."""
+
+EXPORT_FOLDERS = ("coreml", "onnx", "openvino", "original")
+"""Folders that hub repositories keep whole copies of the dense model in, for other programs."""
+
+LEFT_BY_A_KILL = (f".{JOURNAL}.*.part", f".{MASKS}.part")
+"""What a process may leave that was killed before its first journal was whole."""
 
 _ROOM = 2**20
 """Bytes for the small files that are written beside weights and masks."""
@@ -70,7 +78,7 @@ def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
                 shown = "; ".join(found[:2])
                 raise ValueError(f"out={out} belongs to another prune ({shown}{more}): give another folder")
             return content
-    others = sorted(path.name for path in out.iterdir())
+    others = sorted(path.name for path in out.iterdir() if not any(map(path.match, LEFT_BY_A_KILL)))
     if others:
         raise ValueError(f"out={out} holds other files ({', '.join(others[:3])}): give a new or empty folder")
     return None
@@ -107,7 +115,8 @@ def check_room(out: Path, sizes: Mapping[str, int]) -> None:
 def other_files(checkpoint: Path, weight_files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """List a checkpoint folder's files beside its weights: (to copy, weights of another format to leave out).
 
-    A checkpoint given as a file brings its index alone, where it is one of shards. Hidden files stay behind.
+    A checkpoint given as a file brings its index alone, where it is one of shards. Hidden files stay behind; of folders
+    below, pickles and whole exports are left out, and further parts of the model (`2_Dense/`) come along.
     """
     if checkpoint.is_file():
         return ([checkpoint] if checkpoint not in weight_files else []), []
@@ -117,9 +126,23 @@ def other_files(checkpoint: Path, weight_files: Sequence[Path]) -> tuple[list[Pa
         inside = path.relative_to(checkpoint)
         if hidden or not path.is_file() or path in weight_files or inside.as_posix() == PARENT_CARD:
             continue
-        dense = inside.suffix in (WEIGHTS if len(inside.parts) == 1 else EXPORTS)
+        endings = WEIGHTS if len(inside.parts) == 1 else (*PICKLES, *EXPORTS)
+        dense = inside.suffix in endings or inside.parent.parts[:1] in [(name,) for name in EXPORT_FOLDERS]
         (left_out if dense or inside.name == RECORD else copied).append(path)
     return copied, left_out
+
+
+def sizes(checkpoint: Path, files: Sequence[Path]) -> dict[str, int]:
+    """Give the bytes of a checkpoint's files by their places in it."""
+    root = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+
+
+def told(checkpoint: Path, left_out: Sequence[Path]) -> tuple[str, ...]:
+    """Name files that are left out by their places in a checkpoint folder, an export folder once."""
+    inside = [file.relative_to(checkpoint) for file in left_out]
+    places = [f"{path.parts[0]}/" if path.parts[0] in EXPORT_FOLDERS else path.as_posix() for path in inside]
+    return tuple(dict.fromkeys(places))
 
 
 def copy_files(checkpoint: Path, files: Sequence[Path], out: Path) -> None:

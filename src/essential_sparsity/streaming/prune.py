@@ -1,13 +1,14 @@
 """A checkpoint in, a pruned checkpoint and its masks out, of any size: two passes over the files, in windows.
 
-The first counts (fp32 takes a refining one more), the second copies each shard and zeroes its pruned bytes. What is
-whole has its final name; a killed prune goes on with the shards that are missing.
+The first counts (fp32 takes a refining one more, and another where equal scores are parted), or looks for what is not
+finite; the second copies each shard and zeroes its pruned bytes. What is whole has its final name; a killed prune goes
+on with the shards that are missing.
 """
 
 import errno
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -26,10 +27,11 @@ from essential_sparsity.streaming.saved import AllKept, StoredMasks
 from essential_sparsity.streaming.shards import Output, make_safe, temporary_of, write_shard
 from essential_sparsity.streaming.stored import StoredCheckpoint, StoredWeight
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the meaning of prune.json changes."""
 
 _OF_THIS_START = ("path", "there", "finished_before")
+"""What a result says of one start alone: no part of the record."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ class Task:
         return self.stored.checkpoint.files
 
     def asked(self) -> dict[str, Any]:
-        """Give what makes two prunes the same: pruner, sparsity, and the checkpoint's files as they are now."""
+        """Give what makes two prunes the same: pruner, sparsity, prunable weights, and the files as they are now."""
         state = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in self.files}
         sparsity = None if self.sparsity is None else str(self.sparsity)
         pruner = self.pruner.describe() | (self.pruner.inputs() if isinstance(self.pruner, StoredMasks) else {})
-        return {"format": FORMAT, "pruner": pruner, "sparsity": sparsity, "checkpoint": state}
+        asked = {"format": FORMAT, "pruner": pruner, "sparsity": sparsity, "checkpoint": state}
+        return asked | {"architecture": self.stored.architecture_digest()}
 
     @property
     def masks_parent(self) -> str | None:
@@ -132,7 +135,7 @@ def prune_checkpoint(
             return _as_result(found["result"], out)
         masks = task.masks()
         further, _ = folder.other_files(checkpoint, task.files)
-        sizes = {file.name: file.stat().st_size for file in (*task.files, *further)}
+        sizes = {file.name: file.stat().st_size for file in task.files} | folder.sizes(checkpoint, further)
         folder.check_room(out, sizes | {folder.MASKS: masks.size})
         try:
             result = _fill(task, asked, found.get("choice"), masks)
@@ -140,9 +143,7 @@ def prune_checkpoint(
             if error.errno != errno.ENOSPC:
                 raise
             raise ValueError(f"the disk of out={out} is full: make room, and the same command goes on") from error
-        content = {
-            key: value for key, value in asdict(result).items() if key not in ("path", "there", "finished_before")
-        }
+        content = {key: value for key, value in asdict(result).items() if key not in _OF_THIS_START}
         folder.finish(out, {"asked": asked, "result": content})
     return result
 
@@ -171,12 +172,19 @@ def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None,
         (task.out / folder.MASKS).replace(masks.path)
     if there and not masks.path.is_file():
         raise ValueError(f"out={task.out} has pruned weights and no masks of them: remove it and start again")
+    with task.stored.weights(task.progress.add) as weights:
+        choice = task.choice(known, weights)
+        folder.write_journal(task.out, {"asked": asked, "choice": choice.as_dict()})  # before any other file
+        return _write(task, asked, choice, masks, there)
+
+
+def _write(
+    task: Task, asked: Mapping[str, Any], choice: Choice, masks: MasksFile, there: Sequence[Path]
+) -> PrunedCheckpoint:
+    """Write shards and masks, then what belongs beside them."""
     descriptor = masks.open()
     try:
-        with task.stored.weights(task.progress.add) as weights:
-            choice = task.choice(known, weights)
-            folder.write_journal(task.out, {"asked": asked, "choice": choice.as_dict()})
-            _write_shards(task, choice, (masks, descriptor), asked)
+        _write_shards(task, choice, (masks, descriptor), asked)
         task.progress.end()
         kept, structured = masks.count(descriptor)
         parent = Checkpoint.open(task.stored.checkpoint.path).digest()
@@ -190,7 +198,8 @@ def _fill(task: Task, asked: Mapping[str, Any], known: Mapping[str, Any] | None,
     copied, left_out = folder.other_files(task.stored.checkpoint.path, task.files)
     folder.copy_files(task.stored.checkpoint.path, copied, task.out)
     result = _result(task, kept, structured, parent, choice.num_ties)
-    result = replace(result, there=tuple(f.name for f in there), left_out=tuple(f.name for f in left_out))
+    outside = folder.told(task.stored.checkpoint.path, left_out)
+    result = replace(result, there=tuple(file.name for file in there), left_out=outside)
     with atomic_path(task.out / folder.CARD) as temporary:
         temporary.write_text(model_card(result, task.stored.checkpoint.path.name))
     return result

@@ -3,6 +3,8 @@
 Nothing is mapped, so that no page of the file counts as this process's memory; the page cache is the kernel's.
 """
 
+import hashlib
+import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -200,6 +202,13 @@ class StoredCheckpoint:
     def num_parameters(self) -> int:
         """Number of all parameters, prunable or not."""
         return sum(prod(place.shape) for place in self.places.values())
+
+    def architecture_digest(self) -> str:
+        """Hash which weights are prunable, their names and shapes, and how their matrices lie."""
+        weights = [[canonical, name, list(self.places[name].shape)] for canonical, name in self.names.items()]
+        fused = {name: list(kinds) for name, kinds in self.architecture.fused.items()}
+        told = json.dumps([weights, self.architecture.input_axis, sorted(fused.items())])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def prunable_in(self, file: Path) -> dict[str, Place]:
         """Map canonical names of the prunable weights in one file to their places, in the file's order."""
