@@ -92,13 +92,11 @@ def ended(*arguments, **keywords):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("module", "step"), [("prune", "choose"), ("folder", "write_json"), ("prune", "_write_shards")]
-)
-def test_a_prune_that_ends_before_its_first_shard_starts_again(module, step, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["prune.choose", "folder.write_json", "prune._write_shards"])
+def test_a_prune_that_ends_before_its_first_shard_starts_again(place, tmp_path, monkeypatch):
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=2), num_shards=2)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(f"essential_sparsity.streaming.{module}.{step}", ended)
+        patched.setattr(f"essential_sparsity.streaming.{place}", ended)
         prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
     for name in ("..prune.json.ab12cd.part", ".masks.safetensors.part"):  # what a killed process may leave
         (tmp_path / "out" / name).write_bytes(b"half")
@@ -202,8 +200,11 @@ def test_an_output_that_would_harm_the_checkpoint_is_refused(out, problem, tmp_p
 
 def test_too_little_room_is_told_before_writing(tmp_path, monkeypatch):
     dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
+    (dense / "2_Dense").mkdir()  # its weights have the shard's name, and take little room
+    (dense / "2_Dense/model.safetensors").write_bytes(b"1234")
+    free = 2**20 + sum(len(content) for content in tree(dense).values())  # the masks are too much
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - free, free))
     with pytest.raises(ValueError, match=r"needs 0\.00 GB and the disk has 0\.00 GB free: make room"):
         prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
     assert tree(tmp_path / "out") == {}
