@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from pytorch_lightning import Callback
+from safetensors.torch import load_file, save_file
 
 from essential_sparsity.pruning import (
     Architecture,
@@ -16,17 +17,21 @@ from essential_sparsity.pruning import (
     prunable_weights,
 )
 from essential_sparsity.pruning.lottery import Round, survivors_above
-from essential_sparsity.runs import Run
-from essential_sparsity.training import fit
+from essential_sparsity.runs import ForeignRun, Run
+from essential_sparsity.training import continued, fit
 from tests.training_parts import arguments
 
 STEPS = {"max_steps": 6, "accelerator": "cpu"}
 
 
-def ticket(tmp_path, levels, *, rewind=0, pruner=None, **changed):
+def ticket(tmp_path, levels, *, rewind=0, pruner=None, pretrained=False, **changed):
     """Give the arguments of the run of a ticket at the last of `levels`; its rounds are runs in folders by level."""
     shared = arguments("vision", tmp_path / "unused") | {"trainer": STEPS}
     lottery = Lottery(step=levels[1], rewind=rewind)
+    if pretrained:
+        backbone = shared["backbone"]
+        backbone.save(backbone.build(num_labels=10, seed=3), tmp_path / "pretrained")
+        shared["backbone"] = continued(backbone, tmp_path / "pretrained")
     chain = None
     for level in levels[:-1]:
         run = tmp_path / f"round-{level}"
@@ -91,7 +96,7 @@ def test_rounds_come_in_steps_of_all_weights():
 
 
 def test_a_ticket_starts_from_the_pretrained_weights_and_leaves_a_run_per_round(tmp_path):
-    given = ticket(tmp_path, [0.0, 0.3, 0.6])
+    given = ticket(tmp_path, [0.0, 0.3, 0.6], pretrained=True)
     metrics = fit(**given)
     masks = [Masks.load(tmp_path / name / "masks.safetensors") for name in ("round-0.0", "round-0.3", "ticket")]
     assert [m.num_pruned for m in masks] == [0, *(int(s * masks[0].num_prunable + 0.5) for s in (0.3, 0.6))]
@@ -128,6 +133,38 @@ class Saved:
         return Pruned(self.masks)
 
 
+def test_an_untrained_model_starts_its_rounds_and_its_ticket_from_one_initialisation(tmp_path):
+    started = {}
+
+    class First(Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def __repr__(self):
+            return f"First({self.name!r})"
+
+        def on_train_start(self, trainer, pl_module):
+            started[self.name] = {name: weight.detach().clone() for name, weight in pl_module.model.named_parameters()}
+
+    given = ticket(tmp_path, [0.0, 0.3], callbacks=[First("ticket")])
+    given["parent"] |= {"callbacks": [First("first round")]}
+    fit(**given)
+    masks = Masks.load(tmp_path / "ticket" / "masks.safetensors")
+    for name in masks:
+        dense, pruned = (started[run][name] for run in ("first round", "ticket"))
+        assert torch.equal(pruned, torch.where(masks[name], dense, 0.0))
+    assert not torch.equal(started["first round"]["head.weight"], started["ticket"]["head.weight"])
+
+
+def test_a_ticket_of_rounds_whose_weights_changed_is_refused(tmp_path):
+    given = ticket(tmp_path, [0.0, 0.3])
+    fit(**given)
+    (file,) = (tmp_path / "round-0.0" / "model").glob("model*.safetensors")
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ForeignRun, match=r"round before: model\.safetensors"):
+        fit(**given)
+
+
 def test_weights_are_rewound_to_a_step_of_the_first_round(tmp_path):
     fit(**ticket(tmp_path, [0.0, 0.3, 0.6], rewind=4))
     kept = tmp_path / "round-0.0" / "model_at_step=4"
@@ -139,7 +176,7 @@ def test_weights_are_rewound_to_a_step_of_the_first_round(tmp_path):
 
 
 def test_a_step_that_is_never_reached_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="weights of step 99 were to be kept, but training has 6 steps"):
+    with pytest.raises(ValueError, match="weights of step 99 are to be kept, but training has 6 steps"):
         fit(**ticket(tmp_path, [0.0, 0.3], rewind=99))
 
 

@@ -21,6 +21,7 @@ from essential_sparsity.analysis.metrics import METRICS
 from essential_sparsity.callbacks.pruning import forward_of
 from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
 from essential_sparsity.pruning.architecture import Architecture, layer_of
+from essential_sparsity.pruning.lottery import Lottery
 from essential_sparsity.runs import Run, run_at, run_id
 from essential_sparsity.seeds import derive
 
@@ -128,6 +129,12 @@ def layer_rows(weights: Mapping[str, Tensor], masks: Masks, architecture: Archit
     return rows
 
 
+def head_of(task: Any) -> dict[str, str]:
+    """Give what a backbone's `build` must be told where a task needs another head than a classification's."""
+    head = getattr(getattr(task, "func", task), "head", None)
+    return {} if head is None else {"head": head}
+
+
 def run_info(record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, parent: str | None) -> dict[str, Any]:
     """Give the content of run.json: what was asked for (`record`), the hashes of its inputs, and provenance."""
     config = record["config"]
@@ -160,6 +167,9 @@ def inputs_of(backbone: Any, data: Any, pruner: Any) -> dict[str, str]:
 
 def inputs_if_there(backbone: Any, data: Any, pruner: Any) -> dict[str, str] | None:
     """Give the hashes of a run's inputs, or None where they are not at hand (moved away, or a hub that is offline)."""
+    path = getattr(backbone, "path", None)
+    if path is not None and not Path(path).exists():
+        return None
     try:
         return inputs_of(backbone, data, pruner)
     except (OSError, ValueError):
@@ -169,18 +179,33 @@ def inputs_if_there(backbone: Any, data: Any, pruner: Any) -> dict[str, str] | N
 # --- what pruners need and say ----------------------------------------------------------------------------------------
 
 
-def check_pruner(pruner: Any) -> None:
-    """Check a pruner's files (stored masks, calibration text) before any model is loaded."""
-    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
+def check_pruner(pruner: Any, sparsities: Iterable[Any], data: Any) -> None:
+    """Check sparsities, and a pruner's files (stored masks, calibration text), before any model is loaded.
+
+    Raises ValueError for a sparsity that contradicts the pruner, and for calibration text that holds evaluation rows.
+    """
+    calibration = getattr(pruner, "calibration", None)
+    parts: list[Any] = [pruner, calibration]
     for part in parts:
         if hasattr(part, "check"):
             part.check()
+    for sparsity in sparsities:
+        pruner.resolve(sparsity)
+    read = calibration.inputs() if calibration is not None else {}
+    evaluated = {digest: name for name, digest in data.inputs().items() if "train" not in name and len(digest) == 64}
+    for name, digest in read.items():
+        if digest in evaluated:
+            raise ValueError(
+                f"calibration reads {name}, which is {evaluated[digest]}: calibrate on text without evaluation rows"
+            )
 
 
-def calibration_batches(pruner: Any, sparsity: Any, preprocessing: Any, data: Any) -> list[dict[str, Tensor]] | None:
-    """Give the batches that a calibrated pruner reads, or None for the others and for dense runs."""
+def calibration_batches(
+    pruner: Any, sparsities: Iterable[Any], preprocessing: Any, data: Any
+) -> list[dict[str, Tensor]] | None:
+    """Give the batches that a calibrated pruner reads, or None for the others and where all is dense."""
     calibration = getattr(pruner, "calibration", None)
-    if calibration is None or pruner.resolve(sparsity) == 0:
+    if calibration is None or all(pruner.resolve(sparsity) == 0 for sparsity in sparsities):
         return None
     return calibration.batches(preprocessing, data)
 
@@ -240,7 +265,7 @@ def evaluate_curve(
     in its file's number format unless `precision` names another.
     Errors: as `training.fit`.
     """
-    levels = sorted({exact_sparsity(value) for value in sparsities}, key=lambda level: level or Fraction(0))
+    levels = ascending(sparsities)
     record = record or {"config": _curve_config(backbone, data, task, pruner, seed, precision)}
     runs = [level_run(Path(folder), record, level) for level in levels]
     there = inputs_if_there(backbone, data, pruner)
@@ -251,18 +276,23 @@ def evaluate_curve(
     if all(run.finished for run, _ in runs):
         return [run.metrics for run, _ in runs]
     data.check()
-    check_pruner(pruner)
+    if isinstance(pruner, Lottery):
+        raise ValueError("a ticket is found by training: use essential-sparsity lottery, then evaluate pruner=saved")
+    check_pruner(pruner, levels, data)
     backbone.check()
     inputs = inputs_of(backbone, data, pruner)
     preprocessing = backbone.preprocessing()
     data.prepare(preprocessing)
     data.seed(derive(seed, "order"))
-    model = backbone.build(num_labels=data.num_labels, seed=derive(seed, "head"), require_head=True)
+    batches = calibration_batches(pruner, levels, preprocessing, data)
+    build = {"seed": derive(seed, "head"), "require_head": True, **head_of(task)}
+    model = backbone.build(num_labels=data.num_labels, **build)
     module, architecture = task(model, num_labels=data.num_labels), backbone.architecture(model)
     module.to(_device(device), dtype=backbone.stored_dtype() if precision is None else None)
     precision = precision or "32-true"
     weights = prunable_weights(model, architecture)
-    choose, loaders = _chooser(pruner, module, architecture, preprocessing, data), data.evaluation_dataloaders()
+    todo = [level for level, (run, _) in zip(levels, runs, strict=True) if not run.finished]
+    choose, loaders = _chooser(pruner, module, architecture, batches, len(todo)), data.evaluation_dataloaders()
     for level, (run, own) in zip(levels, runs, strict=True):
         with run.lock():
             if run.finished:
@@ -287,8 +317,13 @@ def evaluate_curve(
     return [run.metrics for run, _ in runs]
 
 
+def ascending(sparsities: Iterable[Any]) -> list[Fraction | None]:
+    """Sort levels, each once; dense first, and last what the pattern implies (None)."""
+    return sorted({exact_sparsity(value) for value in sparsities}, key=lambda level: (level is None, level or 0))
+
+
 def _chooser(
-    pruner: Any, module: LightningModule, architecture: Architecture, preprocessing: Any, data: Any
+    pruner: Any, module: LightningModule, architecture: Architecture, batches: list[Any] | None, num_levels: int
 ) -> Callable[[Any], tuple[Masks, Mapping[str, Any]]]:
     """Give a function that prunes the model to a sparsity, rising from call to call.
 
@@ -303,13 +338,13 @@ def _chooser(
             return ranking.apply_(weights, level), {}
 
         return cut
-    original = {name: weight.detach().clone() for name, weight in weights.items()}
+    again = num_levels > 1  # else the weights that are there serve, and no copy is held
+    original = {name: weight.detach().clone() if again else weight.detach() for name, weight in weights.items()}
 
     @torch.no_grad()
     def choose(level: Any) -> tuple[Masks, Mapping[str, Any]]:
         for name, weight in weights.items():
             weight.copy_(original[name])
-        batches = calibration_batches(pruner, level, preprocessing, data)
         forward = forward_of(module)
         pruned = pruner.prune(module, sparsity=level, architecture=architecture, batches=batches, forward=forward)
         for name, weight in weights.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from essential_sparsity.checkpoints import Checkpoint, Renamed
 from essential_sparsity.evaluation import (
     calibration_batches,
     check_pruner,
+    head_of,
     inputs_if_there,
     inputs_of,
     layer_rows,
@@ -31,12 +33,13 @@ from essential_sparsity.evaluation import (
     run_info,
     with_parent,
 )
+from essential_sparsity.inputs import file_digest
 from essential_sparsity.pruning import Masks, exact_sparsity, prunable_names, prunable_weights
 from essential_sparsity.pruning.lottery import OMP, Lottery, Round
-from essential_sparsity.runs import Run
+from essential_sparsity.runs import Run, atomic_folder
 from essential_sparsity.seeds import derive
 
-OWN_TRAINER_KEYS = ("checkpoint_minutes", "checkpoint_steps", "validate")
+OWN_TRAINER_KEYS = ("checkpoint_minutes", "checkpoint_steps", "validate", "max_tokens")
 
 
 def fit(
@@ -57,7 +60,7 @@ def fit(
     """Train `backbone` on `data` under one-shot masks and give the run's metrics; a finished run returns at once.
 
     `task(model, num_labels=…)` gives the LightningModule. `trainer` holds Lightning's Trainer arguments and
-    `checkpoint_minutes`, `checkpoint_steps`, `validate`, and `logger`: callables that take `save_dir`. `parent` is a
+    `checkpoint_minutes`, `checkpoint_steps`, `validate`, `max_tokens` and `logger`: callables that take `save_dir`. `parent` is a
     mapping of this function's own arguments: that run is finished first, and its `model/` is where this one starts.
     Under a `Lottery` above sparsity 0 the parent is the round before: its trained weights choose the masks, and this
     run starts from what the first round started from. `keep` names what to keep: "model", "checkpoints", "step=100"
@@ -73,13 +76,13 @@ def fit(
     with run.lock():
         if run.finished:
             run.check_config(record["config"])
-            run.check_inputs(inputs_if_there(_started_at(backbone, pruner, sparsity, parent), data, pruner))
+            run.check_inputs(_inputs_if_there(backbone, data, pruner, sparsity, parent))
             if not (missing := [part for part in keep if not _kept(run, part).is_dir() and part != "checkpoints"]):
                 return run.metrics
             lacking = ", ".join(f"{_kept(run, part).name}/" for part in missing)
             warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
         data.check()
-        check_pruner(pruner)
+        check_pruner(pruner, [sparsity], data)
         if parent is None:
             backbone.check()
         elif starts_anew(pruner, sparsity):
@@ -88,11 +91,26 @@ def fit(
         else:
             finish_parent(parent)
         backbone = _started_at(backbone, pruner, sparsity, parent)
-        inputs = inputs_of(backbone, data, pruner)
+        inputs = inputs_of(backbone, data, pruner) | _round_inputs(pruner, sparsity, parent)
         parent_id = None if parent is None else _as_run(parent["run"]).info["id"]
         run.start(run_info(record, inputs=inputs, parent=parent_id))
         stage = _Stage(backbone, data, task, pruner, sparsity, seed, dict(trainer or {}), tuple(callbacks), inputs)
+        if parent is not None and starts_anew(pruner, sparsity):
+            stage.body_seed = _first_round(parent)["seed"]
         return stage.train(run, keep=keep, record=record)
+
+
+def token_steps(max_tokens: Any, num_tokens: Any, num_batches: int, settings: Mapping[str, Any]) -> int:
+    """Turn a budget in tokens into optimizer steps, by the mean tokens of a batch; `num_tokens` as data count them.
+
+    Raises ValueError for data without tokens and for a budget below 1.
+    """
+    if num_tokens is None:
+        raise ValueError("trainer.max_tokens needs rows of text, these have no tokens: give trainer.max_steps")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"trainer.max_tokens={max_tokens!r} is no whole number of at least 1: give one")
+    per_epoch = num_tokens[0] * settings.get("accumulate_grad_batches", 1)
+    return -(-max_tokens * num_batches // per_epoch)  # rounded up
 
 
 # --- parents ----------------------------------------------------------------------------------------------------------
@@ -101,10 +119,8 @@ def fit(
 def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)) -> Run:
     """Finish a parent run, waiting for another process that is at it, and give it with its `model/`."""
     run = _as_run(parent["run"])
-    keep = sorted({*keep, *parent.get("keep", ())})
-    if not run.finished or not all(_kept(run, part).is_dir() for part in keep if part != "checkpoints"):
-        with Run(run.path.with_name(f".{run.path.name}.wait")).lock(wait=True):
-            fit(**{**parent, "keep": keep})
+    with Run(run.path.with_name(f".{run.path.name}.wait")).lock(wait=True):
+        fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # one that is finished: checks its inputs
     return run
 
 
@@ -129,12 +145,36 @@ def _started_at(backbone: Any, pruner: Any, sparsity: Any, parent: Mapping[str, 
         return backbone
     if not starts_anew(pruner, sparsity):
         return continued(backbone, _as_run(parent["run"]).model)
-    first = parent
-    while starts_anew(first.get("pruner", OMP), first.get("sparsity")) and first.get("parent") is not None:
-        first = first["parent"]
+    first = _first_round(parent)
     if pruner.rewind:
         return continued(backbone, _kept(_as_run(first["run"]), f"step={pruner.rewind}"))
     return _started_at(backbone, OMP, None, first.get("parent"))
+
+
+def _first_round(parent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the dense round that a chain of rounds began with."""
+    while starts_anew(parent.get("pruner", OMP), parent.get("sparsity")) and parent.get("parent") is not None:
+        parent = parent["parent"]
+    return parent
+
+
+def _inputs_if_there(
+    backbone: Any, data: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None
+) -> dict[str, str] | None:
+    """Give the hashes that a finished run is checked against; None where its inputs are not at hand any more."""
+    found = inputs_if_there(_started_at(backbone, pruner, sparsity, parent), data, pruner)
+    if found is None or (parent is not None and not _as_run(parent["run"]).model.is_dir()):
+        return None
+    return found | _round_inputs(pruner, sparsity, parent)
+
+
+def _round_inputs(pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None) -> dict[str, str]:
+    """Give the hashes of what a ticket's masks are ranked by: the round before; nothing for other runs."""
+    if parent is None or not starts_anew(pruner, sparsity):
+        return {}
+    run = _as_run(parent["run"])
+    files = [*sorted(run.model.glob("*.safetensors")), run.path / "masks.safetensors"]
+    return {f"round before: {file.name}": file_digest(file) for file in files}
 
 
 def _for_rewinding(pruner: Lottery, parent: Mapping[str, Any]) -> list[str]:
@@ -199,6 +239,7 @@ class _Stage:
     settings: dict[str, Any]
     callbacks: tuple[Callback, ...]
     inputs: Mapping[str, str]
+    body_seed: int | None = None  # of an untrained model's weights, where they are another run's
 
     def train(self, run: Run, *, keep: Sequence[str], record: Mapping[str, Any]) -> dict[str, Any]:
         """Train, or go on from the run's checkpoint, and write the run folder."""
@@ -206,8 +247,12 @@ class _Stage:
         preprocessing = self.backbone.preprocessing()
         self.data.prepare(preprocessing)
         self.data.seed(derive(self.seed, "order"))
-        batches = calibration_batches(self.pruner, self.sparsity, preprocessing, self.data)
-        model = self.backbone.build(num_labels=self.data.num_labels, seed=derive(self.seed, "head"))
+        batches = calibration_batches(self.pruner, [self.sparsity], preprocessing, self.data)
+        shape: dict[str, Any] = {"num_labels": self.data.num_labels, "seed": derive(self.seed, "head")}
+        shape |= head_of(self.task)
+        if self.body_seed is not None:
+            shape["body_seed"] = derive(self.body_seed, "head")
+        model = self.backbone.build(**shape)
         module, architecture = self.task(model, num_labels=self.data.num_labels), self.backbone.architecture(model)
         pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture, batches=batches)
         loss = TrainingLoss()
@@ -225,7 +270,9 @@ class _Stage:
         masks = with_parent(pruning.masks, self.inputs)
         masks.save(run.path / "masks.safetensors")
         if "model" in keep:
-            self.backbone.save(model, run.model)
+            shutil.rmtree(run.model, ignore_errors=True)
+            with atomic_folder(run.model) as temporary:
+                self.backbone.save(model, temporary)
         metrics = result(predictions, metric=self.data.metric, masks=masks, requested=pruning.sparsity, record=record)
         metrics["metrics"]["train/loss"] = loss.value
         metrics |= {
@@ -262,7 +309,8 @@ class _Stage:
     def _trainer(
         self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any, snapshots: Sequence[Callback]
     ) -> tuple[Trainer, CheckpointEvery]:
-        settings = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
+        own = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
+        settings: dict[str, Any] = {"max_epochs": 3, "devices": 1, **own}
         if settings.get("devices", 1) not in (1, "1"):
             raise ValueError(
                 f"trainer.devices={settings['devices']} is not supported yet: use 1, and sweep points side by side"
@@ -275,9 +323,12 @@ class _Stage:
         for key in ("max_epochs", "max_steps"):
             if longer > 1 and (settings.get(key) or -1) > 0:
                 settings[key] *= longer
+        if self.settings.get("max_tokens") is not None:
+            steps = token_steps(self.settings["max_tokens"], self.data.num_tokens(), len(loader), settings)
+            settings["max_steps"] = min(steps, settings["max_steps"]) if settings.get("max_steps", -1) > 0 else steps
         loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
         trainer = Trainer(
-            **{"max_epochs": 3, "devices": 1, "logger": loggers or False, **settings},
+            **{"logger": loggers or False, **settings},
             callbacks=[
                 *(StepSeed(self.seed), LoaderPosition(loader), pruning, loss),
                 *(*snapshots, *self.callbacks, checkpoint),

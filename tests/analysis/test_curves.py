@@ -11,8 +11,8 @@ import pytest
 from tests.analysis.synthetic_sweep import falls_early, finish_run, open_run, predictions_of, write_sweep
 
 from essential_sparsity.analysis import SparsityCurve, curves_from_runs
-from essential_sparsity.analysis.curves import complete_part
-from essential_sparsity.runs import read_runs
+from essential_sparsity.analysis.curves import complete_part, level_of
+from essential_sparsity.runs import RunRecord, read_runs
 
 
 def curves_of(folder: Path, **options: str) -> list[SparsityCurve]:
@@ -51,6 +51,18 @@ def test_a_second_run_of_one_cell_is_told_and_not_used(tmp_path: Path) -> None:
     shutil.copytree(first, first.with_name(f"{first.name}-copy"))
     (curve,) = curves_of(tmp_path)
     assert curve.notes == (f"two runs have sparsity 0.4 and seed 1: {first.name} is used, {first.name}-copy is not",)
+
+
+def test_an_unfinished_run_that_names_no_sparsity_is_no_dense_run(tmp_path: Path) -> None:
+    nm = {"_target_": "essential_sparsity.pruning.Pruner", "pattern": {"keep": 2, "of": 4}}
+    for pruner, level in (
+        (nm, 0.5),
+        ({"masks": "a"}, None),
+        ({"allocation": {"sparsities": {"a": 1}}}, None),
+        ({}, 0.0),
+    ):
+        config = {"sparsity": None, "pruner": pruner, "seed": 0}
+        assert level_of(RunRecord(tmp_path, {"config": config}, None, None)) == level
 
 
 def test_dense_runs_serve_the_random_control(tmp_path: Path) -> None:

@@ -69,6 +69,32 @@ def test_a_half_precision_file_computes_in_its_own_format(fine_tuned, command, t
         assert abs(losses[0] - losses[1]).mean() < 0.05
 
 
+def test_a_finished_curve_of_a_parent_s_model_returns_at_once(command):
+    words = (
+        "evaluate backbone=vit_tiny data=digits sparsities=[0.0,0.5] +parent.trainer.max_epochs=1 "
+        "+task@parent.task=image_classification +data@parent.data=digits +optimizer@parent.optimizer=adamw"
+    )
+    code, out, err = command(words)
+    assert code == 0 and "2 computed" in out, out + err
+    code, out, err = command(words)
+    assert code == 0 and "0 computed, 2 there already" in out, out + err
+
+
+def test_a_level_that_contradicts_its_pattern_is_told_before_the_model_is_loaded(fine_tuned, command, tmp_path):
+    code, _, err = command(f"{evaluate(fine_tuned, '[0.0,0.3]')} pruner=nm name=nm")
+    assert code == 2 and "sparsity=0.3" in err
+    assert not list((tmp_path / "outputs").glob("nm/*/metrics.json"))
+    code, out, err = command(f"{evaluate(fine_tuned, '[null,0.0]')} pruner=nm name=nm")
+    assert code == 0 and "2 computed" in out, out + err
+    values = {r.metrics["sparsity"]: r.metrics["value"] for r in read_runs(tmp_path / "outputs/nm")}
+    assert values[0.0] == fine_tuned.metrics["value"] and set(values) == {0.0, 0.5}
+
+
+def test_a_ticket_cannot_be_had_without_training(fine_tuned, command):
+    code, _, err = command(f"{evaluate(fine_tuned, '[0.5]')} pruner=lottery")
+    assert code == 2 and "a ticket is found by training" in err
+
+
 def test_a_model_without_a_head_is_refused(command, tmp_path):
     code, _, err = command("evaluate backbone=bert_tiny data=embedded_text sparsities=[0.0]")
     assert code == 2

@@ -216,7 +216,7 @@ def test_a_wrong_pattern_is_refused_in_one_line(value: Any, message: str) -> Non
 def test_a_width_that_the_pattern_does_not_divide_is_refused_by_name() -> None:
     weights = _weights((8, 16)) | {"blocks.3.w.weight": torch.randn(8, 6)}
     with pytest.raises(
-        ValueError, match=r"'blocks.3.w.weight' has 6 inputs in a row, which pattern 2:4 .*remainder=pad"
+        ValueError, match=r"'blocks.3.w.weight' has 6 inputs in a row, which pattern 2:4 .*remainder: pad"
     ):
         Pruner(pattern=NM(2, 4)).rank(weights)
 

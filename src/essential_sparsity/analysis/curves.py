@@ -14,7 +14,7 @@ import pandas as pd
 
 from essential_sparsity.analysis.grouping import frozen, short_label, varying_keys
 from essential_sparsity.analysis.metrics import Floats, Metric, metric_named
-from essential_sparsity.runs import RunRecord
+from essential_sparsity.runs import RunRecord, flatten
 
 Cell = tuple[float, int]  # (sparsity level, seed)
 
@@ -102,15 +102,27 @@ def curves_from_runs(records: Sequence[RunRecord], *, split: str | None = None) 
 
 
 def level_of(record: RunRecord) -> float | None:
-    """Sparsity that a run asked for, or the measured one where its pattern implies it; None where it is no number."""
+    """Sparsity that a run asked for, or the measured one where its pattern implies it; None where it is unknown."""
     metrics = record.metrics or {}
     asked = metrics.get("sparsity_requested", record.config.get("sparsity"))
+    if asked is None and record.metrics is None:
+        return _implied(record.config.get("pruner"))
     if asked is None:
         return round(float(metrics.get("sparsity") or 0.0), 6)
     try:
         return float(asked)
     except ValueError:
         return None
+
+
+def _implied(pruner: Any) -> float | None:
+    """Sparsity that `sparsity: null` means, as far as the configuration tells: dense, or that of an N:M pattern."""
+    node = pruner if isinstance(pruner, Mapping) else {}
+    pattern = node.get("pattern")
+    if isinstance(pattern, Mapping) and {"keep", "of"} <= pattern.keys():
+        return 1 - float(pattern["keep"]) / float(pattern["of"])
+    unknown = "masks" in node or any(".sparsities" in f".{key}" for key in flatten(node))
+    return None if unknown else 0.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,7 @@ def _curve(
         cell = _cell(records[i])
         rows = readings[i].splits.get(split) if i in readings else None
         if cell is None:
+            notes.append(f"{records[i].path.name}: {_why_missing(records[i], readings.get(i))}")
             continue
         if rows is not None:
             if cell in cells and cell[0]:  # dense runs of other pruners are the same run again

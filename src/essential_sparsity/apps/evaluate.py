@@ -46,19 +46,20 @@ def job(composed: DictConfig) -> list[Outcome]:
 
 def curve(asked: conf.Asked) -> list[Outcome]:
     """Evaluate every level of one curve, the parent first."""
-    from essential_sparsity.evaluation import evaluate_curve, level_run
-    from essential_sparsity.pruning import exact_sparsity
+    from essential_sparsity.evaluation import ascending, evaluate_curve, level_run
     from essential_sparsity.training import continued, finish_parent
 
     conf.quiet_lightning()
     config, record = asked.config, asked.record
-    levels = sorted({exact_sparsity(value) for value in config["sparsities"]}, key=lambda level: level or 0)
+    levels = ascending(config["sparsities"])
     before = {level: level_run(asked.folder, record, level)[0].finished for level in levels}
     built, started = conf.parts(config), time.monotonic()
     parent = parent_arguments(asked, config.get("parent"), asked.recorded.get("parent"))
-    if parent is not None and not all(before.values()):
-        built["backbone"] = continued(built["backbone"], finish_parent(parent).model)
-        record["parent"] = parent["run"].info["id"]
+    if parent is not None:
+        if not all(before.values()):
+            finish_parent(parent)
+            record["parent"] = parent["run"].info["id"]
+        built["backbone"] = continued(built["backbone"], parent["run"].model)
     metrics = evaluate_curve(
         **built,
         sparsities=config["sparsities"],

@@ -36,6 +36,10 @@ DROPOUT_KEYS = (
 )
 """The spellings of dropout in transformers' configurations."""
 
+CLASSIFICATION = "classification"
+HEADS = {CLASSIFICATION: "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM"}
+"""What a model can be built with, and the class of transformers that has it; a task names its own by `head`."""
+
 
 @dataclass(frozen=True)
 class TextPreprocessing:
@@ -199,29 +203,49 @@ class LanguageBackbone:
     def _is_pretrained(self) -> bool:
         return self.pretrained
 
-    def build(self, *, num_labels: int, seed: int, require_head: bool = False) -> nn.Module:
-        """Build the fp32 model in training mode with `num_labels` outputs (1: regression).
+    def build(
+        self,
+        *,
+        num_labels: int,
+        seed: int,
+        require_head: bool = False,
+        body_seed: int | None = None,
+        head: str = CLASSIFICATION,
+    ) -> nn.Module:
+        """Build the fp32 model in training mode, for classification with `num_labels` outputs (1: regression).
 
-        The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. Raises ValueError
-        naming weights that the files lack, and any weight that holds NaN or infinity. The global random state is kept.
+        `head="masked_lm"` gives the output embedding of masked language models instead, which is no new one: it must
+        be in the files. Another head is new, drawn from `seed` alone, unless `require_head`. The rest of an
+        untrained model is drawn from `body_seed` (None: `seed`). Raises ValueError naming weights that the files lack,
+        and any weight that holds NaN or infinity. The global random state is kept.
         """
-        from transformers import AutoModelForSequenceClassification
-
-        config = self.model_config()
-        config.num_labels = num_labels
-        config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        config, loader = self.model_config(), _model_class(head)
+        if head == CLASSIFICATION:
+            config.num_labels = num_labels
+            config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
+        else:
+            self._refuse_other_vocabulary(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer().pad_token_id
         with torch.random.fork_rng(devices=[]), _quiet():
-            torch.default_generator.manual_seed(seed)  # of the CPU alone
+            torch.default_generator.manual_seed(seed if body_seed is None else body_seed)  # of the CPU alone
             if self._is_pretrained():
-                model = self._load(AutoModelForSequenceClassification, config, require_head=require_head, seed=seed)
+                stored_head = require_head or head != CLASSIFICATION
+                model = self._load(loader, config, require_head=stored_head, seed=seed)
             else:
-                model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+                model = loader.from_config(config, dtype=torch.float32)
                 if require_head:
                     raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
                 draw_modules(model, _head_names(model), seed, deviation=_deviation(config))
         return model.float().train()
+
+    def _refuse_other_vocabulary(self, config: Any) -> None:
+        """Refuse a tokenizer of another size than the vocabulary that the model predicts."""
+        if (size := len(self.tokenizer())) != config.vocab_size:
+            raise ValueError(
+                f"a tokenizer of {size} tokens does not fit a model that predicts {config.vocab_size}: "
+                "give the tokenizer that the model was trained with"
+            )
 
     def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int) -> nn.Module:
         with self._readable("model"):
@@ -269,6 +293,15 @@ class LanguageBackbone:
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def _model_class(head: str) -> Any:
+    """Give the class of transformers that builds a head."""
+    import transformers
+
+    if head not in HEADS:
+        raise ValueError(f"head={head!r} is unknown{suggest(head, HEADS)}")
+    return getattr(transformers, HEADS[head])
 
 
 def _head_names(model: Any) -> set[str]:

@@ -96,14 +96,11 @@ def documentation_tokenizer() -> Any:
     """Give the uncased WordPiece tokenizer of 4,096 pieces from `pydoc_data.topics`, cached on disk by its content."""
     from pydoc_data.topics import topics
 
-    from transformers import PreTrainedTokenizerFast
-
     text = "\n".join(topics[key] for key in sorted(topics))
     folder = cache_folder() / "vocabularies" / digest_of(FORMAT, VOCABULARY_SIZE, text)[:32]
     cached_folder(folder, lambda target: (target / "vocab.txt").write_text("\n".join(vocabulary(text)), "utf-8"))
     pieces = (folder / "vocab.txt").read_text("utf-8").split("\n")
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=_wordpiece(pieces), model_max_length=512, **names)
+    return wordpiece_tokenizer(pieces)
 
 
 def vocabulary(text: str, size: int = VOCABULARY_SIZE) -> list[str]:
@@ -127,13 +124,14 @@ def vocabulary(text: str, size: int = VOCABULARY_SIZE) -> list[str]:
     return pieces + whole + [f"##{group}" for group in saving[: room - len(whole)]]
 
 
-def _wordpiece(pieces: list[str]) -> Any:
-    """Build the tokenizer: lower case, split at blanks and punctuation, [CLS] first … [SEP] second … [SEP]."""
+def wordpiece_tokenizer(pieces: list[str], *, lowercase: bool = True) -> Any:
+    """Give BERT's tokenizer over these pieces: split at blanks and punctuation, [CLS] first … [SEP] second … [SEP]."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
 
     ids = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))  # type: ignore[arg-type]
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -141,4 +139,5 @@ def _wordpiece(pieces: list[str]) -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
-    return tokenizer
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names)

@@ -166,16 +166,19 @@ class VisionBackbone:
             given |= {"drop_rate": self.dropout, "proj_drop_rate": self.dropout, "attn_drop_rate": self.dropout}
         return given | dict(self.arguments)
 
-    def build(self, *, num_labels: int, seed: int, require_head: bool = False) -> nn.Module:
+    def build(
+        self, *, num_labels: int, seed: int, require_head: bool = False, body_seed: int | None = None
+    ) -> nn.Module:
         """Build the fp32 model in training mode with `num_labels` outputs.
 
-        The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. Raises ValueError
-        naming weights that the files lack, and any weight that holds NaN or infinity. The global random state is kept.
+        The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. The rest of an
+        untrained model is drawn from `body_seed` (None: `seed`). Raises ValueError naming weights that the files lack,
+        and any weight that holds NaN or infinity. The global random state is kept.
         """
         import timm
 
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # of the CPU alone
+            torch.default_generator.manual_seed(seed if body_seed is None else body_seed)  # of the CPU alone
             try:
                 model = timm.create_model(
                     self.model_name.partition(".")[0], pretrained=False, num_classes=num_labels, **self._arguments()

@@ -107,7 +107,7 @@ class NM(Pattern):
         if whole.length % self.of and self.remainder == "error":
             raise ValueError(
                 f"weight {name!r} has {whole.length} {self.axis}s in a row, which pattern {self.keep}:{self.of} does "
-                "not divide: give pruner.pattern.remainder=pad or skip"
+                f"not divide: give pruner.pattern={{keep: {self.keep}, of: {self.of}, remainder: pad}}, or skip"
             )
         return replace(whole, of=self.of, keep=self.keep, pad=self.remainder != "skip")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from essential_sparsity.pruning.architecture import Architecture, architecture_of, natural_order, prunable_weights
 from essential_sparsity.pruning.cutting import keep_above_cuts
 from essential_sparsity.pruning.explicit import Parts
+from essential_sparsity.pruning.histogram import BINS
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.rows import RunCutter
 from essential_sparsity.pruning.thresholds import Competitors, Cut
@@ -93,7 +94,8 @@ class Ranking:
         found: list[dict[str, float]] = [{} for _ in levels]
         for competitors, counts in zip(self._groups, self._nums_pruned(levels)):
             for values, cut in zip(found, competitors.cut(counts)):
-                value = self._score.value(cut.code, self._form) if cut.code <= 0x7FFFFFFF else math.inf
+                beyond = 2**31 if competitors.is_wide else BINS  # the code of a cut that keeps nothing
+                value = self._score.value(cut.code, self._form) if cut.code < beyond else math.inf
                 values.update(dict.fromkeys(competitors.sizes, value))
         return [{name: values[name] for name in self._ranked_shapes} for values in found]
 
