@@ -12,9 +12,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from essential_sparsity.pruning import Global, Magnitude, Masks, Pruner, Uniform, Unstructured
+from essential_sparsity.pruning import NM, Global, Magnitude, Masks, Pruner, Random, Uniform, Unstructured
+from essential_sparsity.report.similarity import level_figure
 from essential_sparsity.runs import Run
-from essential_sparsity.similarity import displacement_null, level_pairs, read_masks, read_weights, similarity_table
+from essential_sparsity.similarity import (
+    displacement_null,
+    level_pairs,
+    open_weights,
+    read_masks,
+    read_weights,
+    similarity_table,
+)
 from essential_sparsity.similarity.displacement import displaced, distances
 from tests.analysis.synthetic_sweep import open_run
 
@@ -172,6 +180,29 @@ def test_masks_of_different_models_are_refused_by_name(tmp_path: Path) -> None:
         similarity_table(read_masks([tmp_path / "*"]))
 
 
+def test_contrasts_name_the_settings_of_each_pruner_that_vary(tmp_path: Path) -> None:
+    run_with(tmp_path, masks_of(0, "0.5"), seed=0)
+    for number, of in enumerate((4, 8)):
+        masks = Pruner(pattern=NM(of // 2, of, remainder="pad"))(weights_of(1 + number))
+        run_with(tmp_path, masks, seed=0, pruner="nm", pruner__pattern={"keep": of // 2, "of": of})
+    table = similarity_table(read_masks([tmp_path]))
+    contrasts = {line["contrast"] for line in totals(table).values()} - {""}
+    assert len(contrasts) == 2
+    assert all("omp" in text and f"nm (of {of})" in text for text, of in zip(sorted(contrasts), (4, 8)))
+
+
+def test_no_pair_of_two_pruners_hides_another_in_the_picture(tmp_path: Path) -> None:
+    for seed in (0, 1):  # files tell no seeds: both pairs have the same words
+        masks_of(seed).save(tmp_path / f"{seed}.safetensors")
+    Pruner(Random())(weights_of(0), sparsity="0.3").save(tmp_path / "random.safetensors")
+    table = similarity_table(read_masks([tmp_path / "*"]))
+    cosines = table[(table["weight"] == "total") & (table["contrast"] != "")]["cosine"].tolist()
+    figure = level_figure(table)
+    assert figure is not None and len(cosines) == 2
+    drawn = {text.get_text().split("\n")[0] for text in figure.axes[0].texts}
+    assert drawn == {f"{cosine:.3f}" for cosine in cosines}
+
+
 # --- the displacement null --------------------------------------------------------------------------------------------
 
 
@@ -273,6 +304,12 @@ def test_the_table_takes_the_null_by_levels_and_weight(sweep: Path) -> None:
     null = displacement_null(weights_of(0), moved_by(0.2), levels=level_pairs(found), num_draws=2)
     table = similarity_table(found, null=null)
     assert len(table) == 30
+    other = Pruner(Magnitude(), Uniform(), Unstructured())
+    foreign = displacement_null(weights_of(0), moved_by(0.2), levels=level_pairs(found), pruner=other, num_draws=2)
+    blank = similarity_table(found, null=foreign)  # masks of global magnitude, all of them
+    assert blank[["null_cosine", "null_low", "null_high", "null_pruner"]].isna().all(axis=None)
+    assert not blank["displacement"].isna().any()
+    assert set(table["null_pruner"]) == {"magnitude × global × unstructured"}
     low, mean, high = (table[name].tolist() for name in ("null_low", "null_cosine", "null_high"))
     assert all(0 <= a <= b <= c <= 1 for a, b, c in zip(low, mean, high, strict=True))
 
@@ -288,6 +325,12 @@ def test_the_table_takes_the_null_by_levels_and_weight(sweep: Path) -> None:
 def test_a_null_that_cannot_be_drawn_is_refused(trained: dict, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         displacement_null(weights_of(0), trained, levels={(Fraction(1, 2), Fraction(1, 2))}, **options)
+
+
+def test_a_checkpoint_at_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(weights_of(0), tmp_path / "model.safetensors")
+    assert open_weights("~/model.safetensors").names() == open_weights(tmp_path / "model.safetensors").names()
 
 
 def test_weights_are_read_from_checkpoints_and_from_runs_that_kept_their_model(tmp_path: Path) -> None:

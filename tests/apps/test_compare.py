@@ -122,7 +122,9 @@ def test_a_pre_trained_and_a_trained_checkpoint_give_the_displacement_null(comma
     assert "displaced" in out
     table = pd.read_csv(here / "compare/similarity.csv")
     total = table.query("weight == 'total'")
-    low, mean, high = (total[name].tolist() for name in ("null_low", "null_cosine", "null_high"))
+    omp = total["first"].str.startswith("omp") | total["second"].str.startswith("omp")
+    assert omp.sum() == 2 and total[~omp]["null_cosine"].isna().all()  # random masks at two seeds: not omp's
+    low, mean, high = (total[omp][name].tolist() for name in ("null_low", "null_cosine", "null_high"))
     assert all(0.5 < a <= b <= c <= 1 for a, b, c in zip(low, mean, high, strict=True))
     told = json.loads((here / "compare/similarity.json").read_text())["displacement"]
     assert told["num_draws"] == 3 and told["score"] == "magnitude" and len(told["pretrained sha256"]) == 64
@@ -130,7 +132,7 @@ def test_a_pre_trained_and_a_trained_checkpoint_give_the_displacement_null(comma
     code, _, err = command([*words, "pruner=random", "name=random"])
     assert code == 0, err
     null = pd.read_csv(here / "random/similarity.csv").query("weight == 'total'")["null_cosine"]
-    assert null.tolist() == [1.0] * 3  # random masks do not look at the weights
+    assert null.dropna().tolist() == [1.0] * 2  # random masks of this seed; they do not look at the weights
 
 
 def test_masks_of_another_model_are_refused_by_name(command, here, tmp_path):

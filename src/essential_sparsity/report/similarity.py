@@ -1,6 +1,7 @@
 """Pictures and page of a comparison of masks: functions of similarity.csv's table, drawn without a screen."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import nan
@@ -75,17 +76,22 @@ def level_figure(table: pd.DataFrame) -> Figure | None:
     found = [line for line in _totals(table) if line["contrast"]]
     if not found:
         return None
-    levels, rows = sorted({line["sparsity"] for line in found}), list(dict.fromkeys(line["contrast"] for line in found))
+    levels = sorted({line["sparsity"] for line in found})
+    seen = Counter[tuple[str, float]]()
+    for line in found:  # pairs that no words tell apart get rows of their own
+        line["row"] = (line["contrast"], seen[line["contrast"], line["sparsity"]])
+        seen[line["contrast"], line["sparsity"]] += 1
+    rows = list(dict.fromkeys(line["row"] for line in found))
     figure = empty_figure(6 + 1.5 * len(levels), 1.3 + 0.5 * len(rows))
     for axes, (column, words) in zip(figure.subplots(1, 2, sharey=True), _SHOWN.items()):
         grid = np.full((len(rows), len(levels)), np.nan)
         numbers = [[""] * len(levels) for _ in rows]
         for line in found:
-            row, level = rows.index(line["contrast"]), levels.index(line["sparsity"])
+            row, level = rows.index(line["row"]), levels.index(line["sparsity"])
             grid[row, level] = line[column]
             below = f"\n({line['chance']:.2f})" if column == "cosine" else ""
             numbers[row][level] = f"{line[column]:.3f}{below}"
-        _heat(axes, grid, numbers, [f"{level:g}" for level in levels], rows)
+        _heat(axes, grid, numbers, [f"{level:g}" for level in levels], [words for words, _ in rows])
         axes.set_xlabel("sparsity of the prunable weights")
         axes.set_title(words + (" (chance)" if column == "cosine" else ""), fontsize=9)
     return figure
@@ -211,6 +217,7 @@ METHOD = (
     "⊂: the second keeps all that the first keeps. "
     "Other seeds: the mean cosine with the same masks of other seeds, a ceiling for what can be expected; other tasks "
     "likewise. Displaced: the pre-trained weights plus Gaussian noise that moves each matrix as far as training moved "
-    "it, pruned alike; mean over the draws and the interval in which one more draw would lie. A cosine inside it says "
-    "no more than that training moved the weights little."
+    "it, pruned alike (by pruner=…, omp if not given; blank where that pruner chose neither side); mean over the draws "
+    "and the interval in which one more draw would lie. A cosine inside it says no more than that training moved the "
+    "weights little."
 )

@@ -16,7 +16,7 @@ from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning import Pruner
 from essential_sparsity.pruning.architecture import prunable_names
 from essential_sparsity.seeds import derive
-from essential_sparsity.similarity.named import NamedMasks
+from essential_sparsity.similarity.named import NamedMasks, parts_in_words
 
 LevelPair = tuple[Fraction, Fraction]
 
@@ -41,7 +41,8 @@ def displacement_null(
     θ_p plus Gaussian noise of each tensor's own ‖θ_trained − θ_p‖, pruned alike (METHODS: 0.96 alone proves nothing).
     One line per pair of levels and weight, and in total: sparsity, other_sparsity, weight, displacement
     (‖θ_trained − θ_p‖ / ‖θ_p‖), null_cosine (mean over draws), null_low and null_high: where one more draw would lie
-    (Student's prediction interval). Raises ValueError where the two checkpoints differ in names or shapes.
+    (Student's prediction interval), null_pruner (its parts). Raises ValueError where the two checkpoints differ in names
+    or shapes.
     """
     if num_draws < 2:
         raise ValueError(f"num_draws={num_draws} gives no interval: take 10")
@@ -67,6 +68,7 @@ def displacement_null(
     for (one, other), cosines in drawn.items():
         mean, low, high = _prediction_interval(np.array(cosines), confidence)
         columns = {"weight": names, "displacement": relative, "null_cosine": mean, "null_low": low, "null_high": high}
+        columns["null_pruner"] = parts_in_words(**pruner.describe())
         tables.append(pd.DataFrame({"sparsity": float(one), "other_sparsity": float(other), **columns}))
     return pd.concat(tables, ignore_index=True)
 
@@ -101,7 +103,7 @@ def displaced(weights: Mapping[str, Tensor], moved: Mapping[str, float], *, seed
 
 def open_weights(path: Path | str) -> Checkpoint:
     """Open a checkpoint, or the one in a run folder's model/; raises ValueError where a run kept none."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / "run.json").is_file():
         if not (path / "model").is_dir():
             raise ValueError(f"{path} holds no model/: train it again with save_model=true")

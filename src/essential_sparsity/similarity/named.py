@@ -30,6 +30,11 @@ class NamedMasks:
     copies: int = 1  # runs that hold these very masks
 
     @property
+    def chosen_by(self) -> str:
+        """Score, allocation and pattern that chose the masks."""
+        return parts_in_words(self.masks.score, self.masks.allocation, self.masks.pattern)
+
+    @property
     def level(self) -> Fraction:
         """Sparsity that was asked for, or the measured one."""
         asked = self.masks.requested
@@ -89,7 +94,7 @@ def _with_places(masks: Sequence[Masks], paths: Sequence[Path]) -> list[NamedMas
     keys = dict(zip(records, varying_keys(list(records.values())), strict=True))
     found = []
     for each, path in zip(masks, paths, strict=True):
-        pruner, place = f"{each.score} × {each.allocation} × {each.pattern}", {"file": str(path)}
+        pruner, place = parts_in_words(each.score, each.allocation, each.pattern), {"file": str(path)}
         if path in records:
             place = {"seed": records[path].config.get("seed"), **keys[path]}
             pruner = str(place.pop("pruner"))
@@ -142,6 +147,11 @@ def _label(named: NamedMasks, needed: Collection[str]) -> str:
         return f"{_file_name(named.path)} at {float(named.level):.4g}"
     place = place_words({key: value for key, value in named.place.items() if key in needed})
     return f"{named.pruner} at {float(named.level):.4g}" + (f", {place}" if place else "")
+
+
+def parts_in_words(score: str, allocation: str, pattern: str) -> str:
+    """Name a pruner by its parts."""
+    return f"{score} × {allocation} × {pattern}"
 
 
 def place_words(place: Mapping[str, Any]) -> str:

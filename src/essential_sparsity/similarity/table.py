@@ -21,7 +21,8 @@ def similarity_table(found: Sequence[NamedMasks], *, null: pd.DataFrame | None =
     Columns: first, second, differs, contrast (`omp – lottery, seed 0`: two pruners in one place at one sparsity),
     sparsity, other_sparsity, weight, layer, kind, those of `Masks.similarity`, then `ceiling` (mean cosine with the
     same masks of other seeds), `other_task` (of other tasks) and, with `null`, those of `displacement_null`. NaN where
-    one is not known. Raises ValueError naming masks of different models.
+    one is not known; the null says nothing of pairs of which its pruner chose neither side. Raises ValueError naming
+    masks of different models.
     """
     lines: list[dict[str, Any]] = []
     for one, other in combinations(found, 2):
@@ -42,6 +43,9 @@ def similarity_table(found: Sequence[NamedMasks], *, null: pd.DataFrame | None =
     table = pd.DataFrame(lines).astype({"layer": "Int64"})
     if null is not None:
         table = table.merge(null, how="left", on=["sparsity", "other_sparsity", "weight"])
+        chosen_by = {each.label: each.chosen_by for each in found}
+        own = [table[side].map(chosen_by) == table["null_pruner"] for side in SIDES]
+        table.loc[~(own[0] | own[1]), [name for name in null if name.startswith("null_")]] = math.nan
     return table
 
 
@@ -60,7 +64,13 @@ def _contrast(one: NamedMasks, other: NamedMasks) -> str:
         return ""
     known = {**other.place, **{key: value for key, value in one.place.items() if value is not None}}
     told = place_words({key: value for key, value in known.items() if root_of(key) in ("seed", "data")})
-    return f"{one.pruner} – {other.pruner}" + (f", {told}" if told else "")
+    return f"{_settings(one)} – {_settings(other)}" + (f", {told}" if told else "")
+
+
+def _settings(named: NamedMasks) -> str:
+    """Name the pruner with those of its settings that vary: `nm (of 4)`."""
+    told = place_words({key: value for key, value in named.place.items() if root_of(key) == "pruner"})
+    return f"{named.pruner} ({told})" if told else named.pruner
 
 
 def _add_siblings(lines: Sequence[dict[str, Any]], column: str, kinds: set[str]) -> None:
