@@ -307,8 +307,8 @@ def test_the_table_takes_the_null_by_levels_and_weight(sweep: Path) -> None:
     other = Pruner(Magnitude(), Uniform(), Unstructured())
     foreign = displacement_null(weights_of(0), moved_by(0.2), levels=level_pairs(found), pruner=other, num_draws=2)
     blank = similarity_table(found, null=foreign)  # masks of global magnitude, all of them
-    assert blank[["null_cosine", "null_low", "null_high", "null_pruner"]].isna().all(axis=None)
-    assert not blank["displacement"].isna().any()
+    assert all(blank[name].isna().all() for name in ("null_cosine", "null_low", "null_high", "null_pruner"))
+    assert not any(map(math.isnan, blank["displacement"]))
     assert set(table["null_pruner"]) == {"magnitude × global × unstructured"}
     low, mean, high = (table[name].tolist() for name in ("null_low", "null_cosine", "null_high"))
     assert all(0 <= a <= b <= c <= 1 for a, b, c in zip(low, mean, high, strict=True))

@@ -41,8 +41,7 @@ def displacement_null(
     θ_p plus Gaussian noise of each tensor's own ‖θ_trained − θ_p‖, pruned alike (METHODS: 0.96 alone proves nothing).
     One line per pair of levels and weight, and in total: sparsity, other_sparsity, weight, displacement
     (‖θ_trained − θ_p‖ / ‖θ_p‖), null_cosine (mean over draws), null_low and null_high: where one more draw would lie
-    (Student's prediction interval), null_pruner (its parts). Raises ValueError where the two checkpoints differ in names
-    or shapes.
+    (Student's prediction interval), null_pruner. Raises ValueError where the two checkpoints differ in names or shapes.
     """
     if num_draws < 2:
         raise ValueError(f"num_draws={num_draws} gives no interval: take 10")

@@ -44,7 +44,7 @@ def similarity_table(found: Sequence[NamedMasks], *, null: pd.DataFrame | None =
     if null is not None:
         table = table.merge(null, how="left", on=["sparsity", "other_sparsity", "weight"])
         chosen_by = {each.label: each.chosen_by for each in found}
-        own = [table[side].map(chosen_by) == table["null_pruner"] for side in SIDES]
+        own = [table[side].map(chosen_by.get) == table["null_pruner"] for side in SIDES]
         table.loc[~(own[0] | own[1]), [name for name in null if name.startswith("null_")]] = math.nan
     return table
 
