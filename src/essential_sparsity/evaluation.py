@@ -131,7 +131,9 @@ def layer_rows(weights: Mapping[str, Tensor], masks: Masks, architecture: Archit
 
 def head_of(task: Any) -> dict[str, str]:
     """Give what a backbone's `build` must be told where a task needs another head than a classification's."""
-    head = getattr(getattr(task, "func", task), "head", None)
+    while hasattr(task, "func"):  # a partial of a partial: Hydra's own type does not flatten
+        task = task.func
+    head = getattr(task, "head", None)
     return {} if head is None else {"head": head}
 
 

@@ -22,12 +22,16 @@ RUN_FORMAT = 1
 
 NEUTRAL_KEYS = (
     "name", "paths", "logger", "hydra", "axes", "experiment", "scale", "trainer.accelerator", "trainer.devices",
-    "save_model", "keep_checkpoints", "plan", "report", "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
+    "save_model", "keep_checkpoints", "plan", "report", "data_fraction",
+    "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
     "trainer.validate",
     "data.num_workers",
     "data.cache",
 )  # fmt: skip
-"""Keys that say where, how shown or how kept, not what is computed: no part of a run's identity."""
+"""Keys that say where, how shown or how kept, not what is computed: no part of a run's identity.
+
+`data_fraction` is told by the data that take it, as `data.fraction`.
+"""
 
 ROUND_ROLE = "round"
 """The `role` of a parent that is a lottery's round: a run of its own, and no part of what tells curves apart."""

@@ -60,8 +60,9 @@ def fit(
     """Train `backbone` on `data` under one-shot masks and give the run's metrics; a finished run returns at once.
 
     `task(model, num_labels=…)` gives the LightningModule. `trainer` holds Lightning's Trainer arguments and
-    `checkpoint_minutes`, `checkpoint_steps`, `validate`, `max_tokens` and `logger`: callables that take `save_dir`. `parent` is a
-    mapping of this function's own arguments: that run is finished first, and its `model/` is where this one starts.
+    `checkpoint_minutes`, `checkpoint_steps`, `validate`, `max_tokens`, and `logger`: callables that take `save_dir`.
+    `parent` is a mapping of this function's own arguments: that run is finished first, and its `model/` is where this
+    one starts.
     Under a `Lottery` above sparsity 0 the parent is the round before: its trained weights choose the masks, and this
     run starts from what the first round started from. `keep` names what to keep: "model", "checkpoints", "step=100"
     (the weights after 100 steps, in `model_at_step=100/`). `record` is what run.json says was asked for; its `config`

@@ -224,7 +224,7 @@ def _shrink(config: DictConfig, chosen: dict[str, str]) -> None:
         stage = stage.get("parent")
     for stage in stages:
         if stage.get("task") is not None:
-            embedded = _embedded(scale, stage.task)
+            embedded = _embedded(scale, stage)
             for group in ("backbone", "data"):
                 small = group_file(group, embedded[group])
                 small.pop("task", None)
@@ -237,14 +237,13 @@ def _shrink(config: DictConfig, chosen: dict[str, str]) -> None:
     config.name = f"{config.name}-{scale.name}"
 
 
-def _embedded(scale: DictConfig, task: DictConfig) -> DictConfig:
-    """Give the embedded backbone and data for a task, by the task's class."""
+def _embedded(scale: DictConfig, stage: DictConfig) -> DictConfig:
+    """Give the embedded backbone and data for a stage: the first that is of its data's class or of its task's."""
+    kinds = [stage[group]._target_.rsplit(".", 1)[-1] for group in ("data", "task")]
     for entry in scale.embedded:
-        if task._target_.endswith(f".{entry.task}"):
+        if entry.of in kinds:
             return entry
-    raise ValueError(
-        f"scale={scale.name} has no embedded data for {task._target_}: add it to conf/scale/{scale.name}.yaml"
-    )
+    raise ValueError(f"scale={scale.name} has no embedded data for {kinds[1]}: add it to conf/scale/{scale.name}.yaml")
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from essential_sparsity.pruning.histogram import MagnitudeHistogram, common_form, magnitude_bits
-
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+from essential_sparsity.seeds import splitmix64
 
 
 class Score(Protocol):
@@ -111,7 +109,7 @@ class Random:
     def bits(self, name: str, flat: Tensor, start: int, stop: int, form: str) -> np.ndarray:
         """Draw the scores of places start … stop; two places share one 64-bit draw."""
         counters = np.arange(start // 2, (stop + 1) // 2, dtype=np.uint64)
-        draws = _splitmix64(counters, self._key(name))
+        draws = splitmix64(counters, self._key(name))
         return (draws.astype("<u8", copy=False).view("<u4")[start % 2 :][: stop - start] >> 1).astype(
             np.uint32, copy=False
         )
@@ -130,17 +128,6 @@ class Random:
 
     def _key(self, name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:8], "little")
-
-
-def _splitmix64(counters: np.ndarray, key: int) -> np.ndarray:
-    """Mix counters (uint64, overwritten) into independent 64-bit draws; all arithmetic is modulo 2^64."""
-    counters *= np.uint64(_GAMMA)
-    counters += np.uint64(key)
-    for shift, factor in _MIX:
-        counters ^= counters >> np.uint64(shift)
-        counters *= np.uint64(factor)
-    counters ^= counters >> np.uint64(31)
-    return counters
 
 
 INPUTS = ("pruned", "dense")
