@@ -53,13 +53,34 @@ def test_equal_curves_are_equivalent_and_distant_ones_are_not() -> None:
 
 def test_a_verdict_is_equal_different_or_not_shown() -> None:
     """Bounds within ±ε, a two-sided interval without 0, or neither."""
-    near = curve_of([0.9, 0.9, 0.885, 0.9, 0.5], num_rows=150)
-    lines = {line["sparsity"]: line for line in equivalence(curve_of([0.9, 0.9, 0.9, 0.6, 0.5], num_rows=150), near)}
+    near = curve_of([0.9, 0.9, 0.892, 0.9, 0.5], num_rows=400)
+    lines = {line["sparsity"]: line for line in equivalence(curve_of([0.9, 0.9, 0.9, 0.6, 0.5], num_rows=400), near)}
     assert {level: line["verdict"] for level, line in lines.items()} == {
         0.0: "equal", 0.2: "equal", 0.4: "not shown", 0.6: "different", 0.8: "equal",
     }  # fmt: skip
     assert {line["num_seeds"] for line in lines.values()} == {3}
     assert lines[0.6]["high"] < 0 < lines[0.4]["high"]
+
+
+def test_one_seed_shows_nothing_of_two_pruners() -> None:
+    alone = {cell: rows for cell, rows in OMP.statistics.items() if cell[1] == 0}
+    for other in (OMP, RANDOM):
+        lines = equivalence(replace(OMP, statistics=alone), other)
+        assert {(line["num_seeds"], line["verdict"], line["equivalent"]) for line in lines} == {(1, "not shown", False)}
+
+
+@pytest.mark.parametrize(("num_rows", "verdict"), [(298, "not shown"), (299, "equal")])
+def test_rows_that_all_agree_leave_open_what_the_rule_of_three_says(num_rows: int, verdict: str) -> None:
+    curve = curve_of([0.9] * 5, num_rows=num_rows)
+    lines = equivalence(curve, curve)
+    assert {line["verdict"] for line in lines} == {verdict}
+    assert {line["high"] for line in lines} == {-line["low"] for line in lines} == {1 - 0.05 ** (1 / num_rows)}
+
+
+def test_the_rule_of_three_is_for_means_over_rows() -> None:
+    rows = {cell: np.tile([[-2.0, 1.0]], (50, 1)) for cell in OMP.statistics}
+    curve = replace(OMP, metric="perplexity", num_rows=50, statistics=rows)
+    assert {(line["low"], line["high"]) for line in equivalence(curve, curve)} == {(0.0, 0.0)}
 
 
 def test_equality_asks_for_no_dense_run_and_takes_the_seeds_that_both_have() -> None:

@@ -61,6 +61,15 @@ def test_a_curve_that_never_turns_has_no_number_and_an_open_interval() -> None:
     assert (result.ci_low, result.free_up_to, result.costly_from) == (0.8, 0.8, None)
 
 
+@pytest.mark.parametrize(("num_rows", "free"), [(298, 0.0), (299, 0.8)])
+def test_rows_that_no_level_flips_prove_no_more_than_the_rule_of_three(num_rows: int, free: float) -> None:
+    result = locate([0.9] * 5, num_rows=num_rows)
+    open_share = pytest.approx(1 - 0.05 ** (1 / num_rows))
+    assert (result.free_up_to, result.rows_needed, result.resolvable_epsilon) == (free, 299, open_share)
+    assert result.loss_bound is not None and list(result.loss_bound.values()) == [open_share] * 4
+    assert (result.levels[0]["low"], result.levels[0]["high"]) == (0.0, 0.0)  # dense is itself
+
+
 def test_a_curve_that_turns_before_its_first_level_is_below_the_grid() -> None:
     result = locate([0.9, 0.7, 0.7, 0.6, 0.5])
     assert (result.status, result.essential_sparsity) == ("below_grid", None)

@@ -77,8 +77,9 @@ def equivalence(
 
     One line per level that both have with the same seeds: sparsity, difference (ours − theirs), low, high (each
     one-sided), equivalent, verdict, num_seeds. The verdict is `equal` where both bounds lie within ±ε, else
-    `different` where the two-sided interval leaves out 0, else `not shown`. Dense runs are not asked for.
-    Raises ValueError where rows differ or no seed is shared.
+    `different` where the two-sided interval leaves out 0, else `not shown`; one seed alone shows neither, for what is
+    said of pruners is said over seeds. Dense runs are not asked for. Raises ValueError where rows differ or no seed is
+    shared.
     """
     epsilon = curve.measure.epsilon if epsilon is None else epsilon
     _check_rows(curve, other)
@@ -89,11 +90,14 @@ def equivalence(
     drawn = resampled.reshape(-1, 2, len(shared), len(seeds))
     apart = drawn[:, 0] - drawn[:, 1]
     draws = resample_seeds(apart, seed=seed)
-    between = PairedDifferences(np.array(shared), tuple(seeds), mine, mine - yours, apart, draws, curve.num_rows)
+    means = np.full(len(shared), curve.measure.is_row_mean)
+    between = PairedDifferences(np.array(shared), tuple(seeds), mine, mine - yours, apart, draws, curve.num_rows, means)
     low, high = between.bounds(confidence)
     lowest, highest = between.bounds((1 + confidence) / 2)
-    equal = (low > -epsilon) & (high < epsilon)
-    verdicts = np.where(equal, EQUAL, np.where((lowest > 0) | (highest < 0), DIFFERENT, NOT_SHOWN))
+    several = len(seeds) > 1
+    equal = (low > -epsilon) & (high < epsilon) & several
+    different = ((lowest > 0) | (highest < 0)) & several
+    verdicts = np.where(equal, EQUAL, np.where(different, DIFFERENT, NOT_SHOWN))
     return [
         {
             "sparsity": float(level),

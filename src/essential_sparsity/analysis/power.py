@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from essential_sparsity.analysis.crossing import level_below
-from essential_sparsity.analysis.resampling import PairedDifferences
+from essential_sparsity.analysis.resampling import PairedDifferences, unseen_share
 
 POWER = 0.8
 
@@ -22,9 +22,12 @@ def needed(pairs: PairedDifferences, *, at: float | None, epsilon: float, confid
     reach = _reach(confidence)
     rows = float(pairs.row_variance()[1 : index + 1].mean())
     seeds = float(pairs.seed_variance()[1 : index + 1].mean())
+    means = bool(pairs.is_row_mean.any())  # whose bounds reach so far even where no row differs
+    least = unseen_share(pairs.num_rows, confidence) if means else 0.0
+    fewest = np.log(1 - confidence) / np.log1p(-min(epsilon, 0.999)) if means else 0.0
     return {
-        "resolvable_epsilon": reach * float(np.sqrt(rows + seeds / len(pairs.seeds))),
-        "rows_needed": int(np.ceil(reach**2 * rows * pairs.num_rows / epsilon**2)),
+        "resolvable_epsilon": max(least, reach * float(np.sqrt(rows + seeds / len(pairs.seeds)))),
+        "rows_needed": int(np.ceil(max(fewest, reach**2 * rows * pairs.num_rows / epsilon**2))),
         "seeds_needed": max(1, int(np.ceil(reach**2 * seeds / epsilon**2))) if len(pairs.seeds) > 1 else None,
     }
 

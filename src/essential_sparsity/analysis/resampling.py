@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 from essential_sparsity.analysis.curves import SparsityCurve
@@ -27,6 +28,7 @@ class PairedDifferences:
     resampled: Floats  # [B, L, S] D on resampled rows; one draw of rows serves all levels and seeds
     draws: Floats  # [B, L] mean D over resampled seeds and rows
     num_rows: int
+    is_row_mean: NDArray[np.bool_]  # [L] D is a mean over rows of two runs, each row within ±1
 
     @property
     def mean(self) -> Floats:
@@ -51,7 +53,7 @@ class PairedDifferences:
 
         Rows and seeds add up: the variance of the row bootstrap, and that of the seeds over S. The quantile is
         Student's, with the degrees of freedom of Satterthwaite (1946), so that few seeds widen the bound only as far
-        as seeds matter.
+        as seeds matter. Row means reach at least as far as rows that all agree leave open.
         """
         num_seeds = len(self.seeds)
         rows, seeds = self.row_variance(), self.seed_variance() / num_seeds
@@ -59,7 +61,13 @@ class PairedDifferences:
         weight = seeds**2 / max(num_seeds - 1, 1) + rows**2 / max(self.num_rows - 1, 1)
         freedom = np.divide(total**2, weight, out=np.full_like(total, 1e9), where=weight > 0)
         reach = stdtrit(np.maximum(freedom, 1), confidence) * np.sqrt(total)
+        reach = np.maximum(reach, np.where(self.is_row_mean, unseen_share(self.num_rows, confidence), 0.0))
         return self.mean - reach, self.mean + reach
+
+
+def unseen_share(num_rows: int, confidence: float) -> float:
+    """Share of rows that may differ though none of n did: 1 − (1 − confidence)^(1/n), the rule of three (3/n)."""
+    return 1 - (1 - confidence) ** (1 / num_rows)
 
 
 def paired_differences(
@@ -78,7 +86,7 @@ def paired_differences(
     differences = resampled - resampled[:, :1]
     return PairedDifferences(
         np.array(levels), tuple(used), values, values - values[:1], differences,
-        resample_seeds(differences, seed=seed), curve.num_rows,
+        resample_seeds(differences, seed=seed), curve.num_rows, (np.array(levels) > 0) & curve.measure.is_row_mean,
     )  # fmt: skip
 
 
