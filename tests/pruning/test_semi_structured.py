@@ -47,7 +47,10 @@ def test_what_cannot_be_sped_up_is_told():
     with pytest.raises(
         ValueError, match="none of 2 linear layers keeps two of each four weights: prune with pruner=nm"
     ):
-        linear_layers(nn.Sequential(nn.Linear(64, 64).half(), two_four(33, 64)))  # no kernel takes 33 outputs
+        linear_layers(nn.Sequential(nn.Linear(64, 64).half(), nn.Linear(33, 64).half()))
+    with pytest.raises(ValueError, match=r"none of 2 2:4 layers has a shape .*\(the first: 33 × 64\): .* units of 32"):
+        linear_layers(nn.Sequential(nn.Linear(64, 64).half(), two_four(33, 64), two_four(64, 32)))
+    assert len(linear_layers(nn.Sequential(two_four(33, 64), two_four(64, 64)))) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")

@@ -19,6 +19,9 @@ CAPABILITY = (8, 0)
 
 DTYPES = (torch.float16, torch.bfloat16)
 
+UNITS = (32, 64)
+"""Outputs and inputs that torch's kernels take at a time."""
+
 MARGIN = 1.02
 """How many times faster sparse must be to be used: less is the clock's noise."""
 
@@ -108,13 +111,20 @@ def linear_layers(model: nn.Module) -> Sequence[nn.Linear]:
     """List the linear layers that 2:4 products exist for; raises ValueError where there are none."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     halves = [layer for layer in linear if layer.weight.dtype in DTYPES]
-    found = [layer for layer in halves if _fits(layer.weight) and is_two_four(layer.weight)]
+    structured = [layer for layer in halves if is_two_four(layer.weight)]
+    found = [layer for layer in structured if _fits(layer.weight)]
     if not halves:
         raise ValueError(f"none of {len(linear)} linear layers is in half precision: load the model in bfloat16")
-    if not found:
+    if not structured:
         raise ValueError(
             f"none of {len(halves)} linear layers keeps two of each four weights: "
             "prune with pruner=nm pruner.pattern=2:4"
+        )
+    if not found:
+        outputs, inputs = structured[0].weight.shape
+        raise ValueError(
+            f"none of {len(structured)} 2:4 layers has a shape that 2:4 products exist for (the first: {outputs} × "
+            f"{inputs}): outputs come in units of {UNITS[0]}, inputs in units of {UNITS[1]}; the model runs dense"
         )
     return found
 
@@ -133,8 +143,8 @@ def refuse_without_card(model: nn.Module) -> None:
 
 
 def _fits(weight: Tensor) -> bool:
-    """Say whether torch's kernels take the shape: outputs in units of 32, inputs in units of 64."""
-    return weight.ndim == 2 and weight.shape[0] % 32 == 0 and weight.shape[1] % 64 == 0
+    """Say whether torch's kernels take the shape."""
+    return weight.ndim == 2 and weight.shape[0] % UNITS[0] == 0 and weight.shape[1] % UNITS[1] == 0
 
 
 def time_on_card(weight: Tensor, num_tokens: int, rounds: int = 20) -> tuple[float, float]:
