@@ -13,6 +13,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
+_DESCRIBE = (
+    "describe the model in Python by Architecture.from_patterns(blocks, prunable); commands take known families alone"
+)
+
 _ATTENTION = ("query", "key", "value", "attention_output")
 
 
@@ -178,10 +182,7 @@ def architecture_of(names: Iterable[str]) -> Architecture:
             return family
     some = ", ".join(names[:: max(1, len(names) // 4)][:4]) or "none"
     known = ", ".join(family.family for family in FAMILIES)
-    raise ValueError(
-        f"no known architecture ({known}) has these parameter names ({some}): "
-        "describe the model by Architecture.from_patterns(blocks, prunable)"
-    )
+    raise ValueError(f"no known architecture ({known}) has these parameter names ({some}): {_DESCRIBE}")
 
 
 def _refuse_second_stack(names: list[str], architecture: Architecture) -> None:
@@ -190,8 +191,7 @@ def _refuse_second_stack(names: list[str], architecture: Architecture) -> None:
         rest = _without_suffix(re.split(r"(?:^|\.)\d+\.", name)[-1])
         if rest in architecture.kinds and not name.endswith(".bias") and architecture.kind(name) is None:
             raise ValueError(
-                f"weight {name!r} looks prunable but lies outside the {architecture.family} blocks: "
-                "describe the model by Architecture.from_patterns(blocks, prunable)"
+                f"weight {name!r} looks prunable but lies outside the {architecture.family} blocks: {_DESCRIBE}"
             )
 
 
