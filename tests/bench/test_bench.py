@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.bench import callback, machine, page, pruning, startup
+from tests.bench import calibrated, callback, machine, page, prune_large, pruning, startup
 from tests.bench.__main__ import BENCHMARKS, main
 from tests.bench.figure import HEAD, Figure, significant
 
@@ -37,6 +37,21 @@ def test_peak_memory_is_measured_in_a_fresh_process():
     assert measured["masks"] == 98_304 / 8
     assert measured["extra"] < 64 * 2**20
     assert seconds > 0
+
+
+def test_a_pass_is_judged_by_the_slower_of_disk_and_memory():
+    memory = machine.Rates(10e9, 8e9, 1.0, 1.0)
+    assert prune_large.limit_of("count", 2e9, 1e9, memory) == (2e9, "the disk's read")
+    assert prune_large.limit_of("count", 20e9, 1e9, memory) == (10e9, "memory's read")
+    assert prune_large.limit_of("write", 20e9, 1e9, memory) == (1e9, "the disk's copy")
+    assert prune_large.limit_of("write", 20e9, 9e9, memory) == (4e9, "memory's copy")
+
+
+def test_calibrated_pruners_tell_both_ratios_and_which_the_goal_is_about():
+    goal, beside = calibrated.against_both("Wanda", 2.0, 12.0, 5.0, limit={})
+    assert (goal.peer, goal.goal, goal.met) == (12.0, "≥ 4", True) and (beside.peer, beside.goal) == (5.0, "")
+    assert "6× the straightforward way, per sample and per matrix, against which the goal stands" in goal.note
+    assert "2.50× the published way" in goal.note
 
 
 @pytest.mark.parametrize(("ours", "peer", "ratio_is", "unit", "goal", "met"), [
