@@ -6,7 +6,7 @@ The only reader and writer of `trace/step=00001000.parquet`, `trace/moments=0000
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ CODE = "bfloat16"
 """Kind of code that trace bins are the upper 14 bits of: that of fp32 and bf16 magnitudes."""
 
 BITS = 14
+
+MERGED = ("trace.parquet", "moments.parquet")
 
 _METADATA = {"code": CODE, "bits": str(BITS)}
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -69,7 +71,7 @@ def recorded_steps(folder: Path) -> list[int]:
 
 def drop_records(folder: Path, *, after: int) -> None:
     """Remove records of later steps than `after`, and what was merged with them: of a training that was ended."""
-    for name in ("trace.parquet", "moments.parquet"):
+    for name in MERGED:
         (folder / name).unlink(missing_ok=True)
     for step in recorded_steps(folder):
         if step > after:
@@ -77,9 +79,9 @@ def drop_records(folder: Path, *, after: int) -> None:
             _moments_file(folder, step).unlink(missing_ok=True)
 
 
-def merge_records(folder: Path) -> None:
-    """Write `trace.parquet` and `moments.parquet` from all records, in the order of steps, a row group per record."""
-    steps = recorded_steps(folder)
+def merge_records(folder: Path, *, leave_out: Collection[int] = ()) -> None:
+    """Write `trace.parquet` and `moments.parquet` from the records, in the order of steps, a row group per record."""
+    steps = [step for step in recorded_steps(folder) if step not in leave_out]
     with atomic_path(folder / "moments.parquet") as temporary:
         tables = [pq.read_table(_moments_file(folder, step), schema=MOMENTS) for step in steps]
         pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
@@ -88,13 +90,18 @@ def merge_records(folder: Path) -> None:
             writer.write_table(pq.read_table(_histogram_file(folder, step), schema=HISTOGRAMS))
 
 
+def has_trace(folder: Path) -> bool:
+    """Say whether a folder holds a trace, merged or not."""
+    return all((folder / name).is_file() for name in MERGED) or bool(recorded_steps(folder))
+
+
 def read_trace(folder: Path | str) -> tuple[pa.Table, pa.Table]:
     """Read histograms and moments of a run: the merged tables, or what an unfinished run has recorded so far.
 
     Raises FileNotFoundError where nothing was recorded, ValueError for histograms of another code.
     """
     folder = Path(folder)
-    merged = [folder / "trace.parquet", folder / "moments.parquet"]
+    merged = [folder / name for name in MERGED]
     if all(path.is_file() for path in merged):
         found = [pq.read_table(path) for path in merged]
     elif steps := recorded_steps(folder):

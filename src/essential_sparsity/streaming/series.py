@@ -1,0 +1,238 @@
+"""A checkpoint series: one pre-training's checkpoints by step, from a folder or the hub, one at a time into a trace."""
+
+import contextlib
+import fnmatch
+import hashlib
+import itertools
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from essential_sparsity.checkpoints import Checkpoint
+from essential_sparsity.pruning import Architecture, architecture_of, layer_of, prunable_names
+from essential_sparsity.pruning.moments import measure
+from essential_sparsity.traces import drop_records, merge_records, write_record
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "config.json")
+UNKNOWN = {"lr": None, "lr_sum": None, "decay_factor": None, "loss": None, "tokens": None, "seconds": None}
+
+_AFTER_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)([km]?)(?![\da-z])", re.IGNORECASE)
+_AT_THE_END = re.compile(r"(\d+)([km]?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint of a series: `status` is measured, duplicate or unreadable."""
+
+    name: str
+    step: int
+    status: str = "found"
+    digest: str = ""  # sha256 of the prunable weights: dtype, shape and bytes
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Checkpoints by ascending step, and how each is opened; hub ones lie on this disk only while they are read."""
+
+    source: str
+    entries: tuple[Entry, ...]
+    fetch: Callable[[Entry], contextlib.AbstractContextManager[Path]]
+
+
+def step_in(name: str) -> int | None:
+    """Read the step from a checkpoint's name: 20000 from `step_20k`, 500 from `checkpoint-500`; None without one."""
+    found = [*_AFTER_STEP.finditer(name)] or [*_AT_THE_END.finditer(name)]
+    if not found:
+        return None
+    number, unit = found[-1].groups()
+    return int(number) * {"": 1, "k": 1_000, "m": 1_000_000}[unit.lower()]
+
+
+def find_series(source: str) -> Series:
+    """Find a series: a folder of checkpoints named by step, or `owner/model@step*` on the hub (revisions by pattern).
+
+    `owner/model-step_*k`, without @, takes repositories by pattern. Errors: FileNotFoundError for a folder that is not
+    there, ValueError for fewer than two checkpoints, two of one step, or a hub that does not answer.
+    """
+    folder = Path(source).expanduser()
+    is_hub = not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.*?\[\]-]+(@\S+)?", source)
+    if is_hub and ("@" in source or "*" in source):
+        names, fetch = _on_the_hub(source)
+    elif folder.is_dir():
+        names, fetch = _in_folder(folder)
+    else:
+        raise FileNotFoundError(
+            f"checkpoints={source} is no folder: give one with checkpoints named by step, or a hub series as "
+            "owner/model@step*"
+        )
+    entries = sorted((Entry(name, step) for name in names if (step := step_in(Path(name).stem)) is not None),
+                     key=lambda entry: entry.step)  # fmt: skip
+    if len(entries) < 2:
+        some = ", ".join(sorted(names)[:4]) or "nothing"
+        raise ValueError(
+            f"checkpoints={source} holds {len(entries)} checkpoints named by step ({some}): names such as step_20k, "
+            "step1000, checkpoint-500 are known"
+        )
+    for one, other in itertools.pairwise(entries):
+        if one.step == other.step:
+            raise ValueError(f"checkpoints {one.name} and {other.name} are both of step {one.step}: move one away")
+    return Series(source, tuple(entries), fetch)
+
+
+def _in_folder(folder: Path) -> tuple[list[str], Callable[[Entry], contextlib.AbstractContextManager[Path]]]:
+    names = [path.name for path in folder.iterdir() if path.is_dir() or path.suffix in ENDINGS]
+    return [name for name in names if not name.startswith(".")], lambda entry: contextlib.nullcontext(
+        folder / entry.name
+    )
+
+
+def _on_the_hub(source: str) -> tuple[list[str], Callable[[Entry], contextlib.AbstractContextManager[Path]]]:
+    """List a hub series, and say how one of it is downloaded for as long as it is read."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, _, pattern = source.partition("@")
+    try:
+        if pattern:
+            references = HfApi().list_repo_refs(repository)
+            every = [reference.name for reference in (*references.branches, *references.tags)]
+        else:
+            owner, _, pattern = repository.partition("/")
+            search = pattern.split("*")[0]
+            every = [model.id.partition("/")[2] for model in HfApi().list_models(author=owner, search=search)]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"checkpoints={source}: the hub cannot be reached ({reason}): give a local folder of checkpoints"
+        ) from error
+    names = sorted(set(fnmatch.filter(every, pattern)))
+
+    @contextlib.contextmanager
+    def fetch(entry: Entry) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            if "@" in source:
+                where = {"repo_id": repository, "revision": entry.name}
+            else:
+                where = {"repo_id": f"{repository.partition('/')[0]}/{entry.name}"}
+            snapshot_download(**where, local_dir=folder, allow_patterns=list(HUB_FILES))
+            pickled = Path(folder, "pytorch_model.bin")
+            has_safe = any(Path(folder).glob("*.safetensors"))
+            yield pickled if pickled.is_file() and not has_safe else Path(folder)
+
+    return names, fetch
+
+
+# --- into a trace -----------------------------------------------------------------------------------------------------
+
+
+def trace_series(
+    series: Series,
+    out: Path,
+    *,
+    architecture: Architecture | None = None,
+    tell: Callable[[Entry], None] = lambda _: None,
+) -> list[Entry]:
+    """Measure every checkpoint, one at a time, and write `out/trace.parquet` and `out/moments.parquet`.
+
+    Gives what became of each. Checkpoints that cannot be read are skipped. Those with equal weights are all left out:
+    nothing says which of them is what its name says. Raises ValueError for another architecture than the first one's,
+    and where fewer than two checkpoints remain.
+    """
+    drop_records(out, after=-1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    done: list[Entry] = []
+    for entry in series.entries:
+        try:
+            with series.fetch(entry) as path:
+                opened = _Opened.at(path, architecture)
+                found = opened.shapes()
+                shapes = shapes or found
+                if found == shapes:
+                    digest = _record(opened, entry.step, out)
+                    entry = replace(entry, status="measured", digest=digest)
+        except (OSError, ValueError, RuntimeError) as error:
+            entry = replace(entry, status="unreadable", reason=str(error).splitlines()[0])
+            found = shapes
+        if found != shapes:
+            _refuse(entry.name, series.entries[0].name, found, shapes)
+        done.append(entry)
+        tell(entry)
+    done = _without_duplicates(done)
+    kept = {entry.step for entry in done if entry.status == "measured"}
+    if len(kept) < 2:
+        reasons = next((entry for entry in done if entry.reason), None)
+        told = f" ({reasons.name}: {reasons.reason})" if reasons else ""
+        raise ValueError(f"checkpoints={series.source} has {len(kept)} that can be used, a trace takes two{told}")
+    merge_records(out, leave_out={entry.step for entry in done} - kept)
+    shutil.rmtree(out / "trace")
+    return done
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A checkpoint's prunable weights by canonical name, not yet loaded."""
+
+    stored: Checkpoint
+    names: Mapping[str, str]
+    architecture: Architecture
+
+    @classmethod
+    def at(cls, path: Path, architecture: Architecture | None) -> "_Opened":
+        stored = Checkpoint.open(path)
+        architecture = architecture or architecture_of(stored)
+        return cls(stored, prunable_names(stored, architecture), architecture)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self.stored.shape(own) for name, own in self.names.items()}
+
+
+def _record(opened: _Opened, step: int, out: Path) -> str:
+    """Measure one checkpoint weight by weight, write its record, and give the digest of its weights."""
+    digest = hashlib.sha256()
+    counts: dict[str, np.ndarray] = {}
+    lines: list[dict[str, Any]] = []
+    for name, own in opened.names.items():
+        weight = opened.stored[own]
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.contiguous().view(-1).view(torch.uint8).numpy().data)
+        found = measure({name: weight})
+        counts[name] = found.counts[0]
+        kind = opened.architecture.kind(name)
+        lines.append({"weight": name, "layer": layer_of(name), "kind": kind, **UNKNOWN, **found.moments(0)})
+    write_record(out, step, counts, lines)
+    return digest.hexdigest()
+
+
+def _without_duplicates(entries: Sequence[Entry]) -> list[Entry]:
+    """Mark all checkpoints whose weights another one has as well."""
+    times = Counter(entry.digest for entry in entries if entry.digest)
+    marked = []
+    for entry in entries:
+        twins = [other.name for other in entries if other.digest == entry.digest and other is not entry]
+        if times[entry.digest] > 1:
+            entry = replace(entry, status="duplicate", reason=f"has the same weights as {', '.join(twins)}")
+        marked.append(entry)
+    return marked
+
+
+def _refuse(name: str, first: str, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    """Raise ValueError naming what differs between two checkpoints' weights."""
+    weight = next(key for key in (*shapes, *found) if shapes.get(key) != found.get(key))
+    raise ValueError(
+        f"checkpoint {name} is another architecture than {first}: {weight} has shape {found.get(weight, 'none')} "
+        f"there, {shapes.get(weight, 'none')} here; give one folder per model"
+    )
+
+
+def told(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Give the entries as change_points.json lists them."""
+    return [asdict(entry) for entry in entries]
