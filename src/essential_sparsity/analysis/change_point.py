@@ -17,16 +17,13 @@ from essential_sparsity.analysis.jumps import (
     Window,
     most_unusual_window,
     ramp,
-    share_at,
+    share_by_clock,
 )
 from essential_sparsity.analysis.metrics import Floats
 from essential_sparsity.analysis.trace import RELATIVE, SparsityTrace
 
 LEAST_RISE = 0.005
 """Share of the weights by which a trace must end higher than it began to be called rising: half a point."""
-
-SLOWEST = 0.05
-"""Time between two records counts as at least this share of the mean: a rate near 0 divides by no rate."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def _described(found: ChangePoint, series: Series, increments: Floats, window: W
     records = ramp(own, window.peak)
     clocks = {"steps": steps, "lr_sum": series.lr_sum, "tokens": series.tokens}
     holds = {
-        name: share_at(_by_clock(own, np.asarray(clock, float)), window.start) >= LEAST_SHARE
+        name: share_by_clock(own, np.asarray(clock, float), window.start) >= LEAST_SHARE
         for name, clock in clocks.items()
         if clock is not None
     }
@@ -169,12 +166,6 @@ def _described(found: ChangePoint, series: Series, increments: Floats, window: W
     )
 
 
-def _by_clock(increments: Floats, clock: Floats) -> Floats:
-    """Increments per mean time between records, by another clock [T] than the number of the record."""
-    passed = np.diff(clock)
-    return increments / np.maximum(passed / passed.mean(), SLOWEST)
-
-
 def _kind(series: Series, found: ChangePoint, window: Window) -> str:
     """Say what a jump is: abrupt, or explained by records further apart or by the learning rate."""
     if not found.holds_by["steps"]:
@@ -188,16 +179,11 @@ def schedule_changes(series: Series) -> list[int]:
 
     A bend is a second difference of the mean rate per step above 1 % of the highest rate and 8 times the usual one.
     """
-    if series.lr_sum is None:
+    if series.lr_sum is None or len(series.steps) <= FEWEST:
         return []
     rate = np.diff(series.lr_sum) / np.diff(series.steps)
-    if len(rate) < FEWEST_RATES:
-        return []
     bend = np.abs(np.diff(rate, 2))
     return (np.flatnonzero(bend > 0.01 * rate.max() + 8 * np.median(bend)) + 1).tolist()
-
-
-FEWEST_RATES = 5
 
 
 def _schedule_steps(series: Series) -> tuple[int, ...]:

@@ -20,6 +20,9 @@ FEWEST = 12
 LEAST_SHARE, LEVEL = 0.10, 0.01
 NUM_RESAMPLES = 999
 
+SLOWEST = 0.05
+"""Least pace of a clock, as a share of the usual one: where it stands still nothing is divided by 0."""
+
 WIDENED = 1.25
 """Residuals are widened by this: the largest ones are left out of them, and the running median takes some (sim)."""
 
@@ -123,10 +126,16 @@ def _most_significant(
     return series, start, p
 
 
-def share_at(increments: Floats, start: int) -> float:
-    """Share of a window by the same rule in one series [n]: whether a jump is still there by another clock."""
-    found = excesses(increments)[start]
-    beyond = found - excesses(running_median(increments))[start]
+def share_by_clock(increments: Floats, clock: Floats, start: int) -> float:
+    """Share of a window by another clock [T] than the number of the record: is it a jump by that clock, too?
+
+    Increments [n] are those per usual time between two records of the neighbourhood; the range stays as it is.
+    """
+    passed = np.diff(clock)
+    usual = np.median(passed[max(0, start - NEIGHBOURS) : start + WINDOW + NEIGHBOURS])
+    paced = increments / np.maximum(passed / usual, SLOWEST)
+    found = excesses(paced)[start]
+    beyond = found - excesses(running_median(paced))[start]
     return float(min(found, beyond) / _range(increments[None])[0])
 
 

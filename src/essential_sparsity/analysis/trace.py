@@ -168,11 +168,12 @@ class SparsityTrace:
     ) -> pd.DataFrame:
         """The counterfactual of `share`: what decoupled weight decay alone would have made of the first record.
 
-        Its weights are scaled by what the decay factor has become since. The relative share stays as it was.
+        Its weights are scaled by what the decay factor has become since: the relative share stays as it was. NaN where
+        no decay factor was recorded.
         """
         factor = self._grid("decay_factor") / self._grid("decay_factor")[:1]
         limits = self.thresholds(zero, multiple=multiple)
-        limits = np.broadcast_to(limits[:1], limits.shape) if zero == "relative" else limits / factor
+        limits = limits[:1] + 0 * factor if zero == "relative" else limits / factor
         first = np.tile(np.arange(len(self.weights)), len(self.steps))
         count = self._below(limits, first)["count"]
         if zero == "exact":
@@ -230,13 +231,14 @@ class SparsityTrace:
 
     def _below(self, limits: Floats, groups: np.ndarray) -> dict[str, Floats]:
         """Count the weights of each group, [G], below its limit in `limits` [S, W]."""
-        flat = np.clip(limits.reshape(-1), 0, EDGES[-2])
+        flat = np.clip(np.nan_to_num(limits.reshape(-1)), 0, EDGES[-2])
         place = np.searchsorted(EDGES, flat, side="right") - 1
         before, within = (self._running[np.searchsorted(self._keys, groups * BINS + place + extra)] for extra in (0, 1))
         before, within = before - self._running[self.starts[groups]], within - before
         part = (flat - EDGES[place]) / (EDGES[place + 1] - EDGES[place])
         counts = {"at_least": before, "count": before + part * within, "at_most": before + (part > 0) * within}
-        return {name: np.asarray(values, np.float64).reshape(limits.shape) for name, values in counts.items()}
+        shaped = {name: np.asarray(values, np.float64).reshape(limits.shape) for name, values in counts.items()}
+        return {name: np.where(np.isnan(limits), np.nan, values) for name, values in shaped.items()}
 
     def _dense(self, chosen: np.ndarray) -> Floats:
         """Histograms of the chosen weights together, [S, BINS]."""

@@ -10,6 +10,7 @@ APPS = {
     "lottery": "iterative magnitude pruning with rewinding: tickets, one run per round",
     "prune": "checkpoint in, pruned checkpoint and masks out, streaming, any size",
     "compare": "similarity of masks against chance, other seeds and displaced weights: similarity.csv",
+    "trace": "magnitudes and change point of a checkpoint series or a recorded run",
     "report": "runs to curves, essential sparsity, figures and one HTML page",
 }
 

@@ -22,7 +22,8 @@ from essential_sparsity.pruning.moments import measure
 from essential_sparsity.traces import drop_records, merge_records, write_record
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "config.json")
+PICKLED = "pytorch_model.bin"
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", PICKLED, "config.json")
 UNKNOWN = {"lr": None, "lr_sum": None, "decay_factor": None, "loss": None, "tokens": None, "seconds": None}
 
 _AFTER_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_=]?(\d+)([km]?)(?![\da-z])", re.IGNORECASE)
@@ -76,7 +77,7 @@ def find_series(source: str) -> Series:
             "owner/model@step*"
         )
     entries = sorted((Entry(name, step) for name in names if (step := step_in(Path(name).stem)) is not None),
-                     key=lambda entry: entry.step)  # fmt: skip
+                     key=lambda entry: (entry.step, entry.name))  # fmt: skip
     if len(entries) < 2:
         some = ", ".join(sorted(names)[:4]) or "nothing"
         raise ValueError(
@@ -124,9 +125,7 @@ def _on_the_hub(source: str) -> tuple[list[str], Callable[[Entry], contextlib.Ab
             else:
                 where = {"repo_id": f"{repository.partition('/')[0]}/{entry.name}"}
             snapshot_download(**where, local_dir=folder, allow_patterns=list(HUB_FILES))
-            pickled = Path(folder, "pytorch_model.bin")
-            has_safe = any(Path(folder).glob("*.safetensors"))
-            yield pickled if pickled.is_file() and not has_safe else Path(folder)
+            yield Path(folder)
 
     return names, fetch
 
@@ -149,13 +148,14 @@ def trace_series(
     """
     drop_records(out, after=-1)
     shapes: dict[str, tuple[int, ...]] = {}
+    first = ""
     done: list[Entry] = []
     for entry in series.entries:
         try:
             with series.fetch(entry) as path:
                 opened = _Opened.at(path, architecture)
                 found = opened.shapes()
-                shapes = shapes or found
+                first, shapes = first or entry.name, shapes or found
                 if found == shapes:
                     digest = _record(opened, entry.step, out)
                     entry = replace(entry, status="measured", digest=digest)
@@ -163,7 +163,7 @@ def trace_series(
             entry = replace(entry, status="unreadable", reason=str(error).splitlines()[0])
             found = shapes
         if found != shapes:
-            _refuse(entry.name, series.entries[0].name, found, shapes)
+            _refuse(entry.name, first, found, shapes)
         done.append(entry)
         tell(entry)
     done = _without_duplicates(done)
@@ -187,7 +187,8 @@ class _Opened:
 
     @classmethod
     def at(cls, path: Path, architecture: Architecture | None) -> "_Opened":
-        stored = Checkpoint.open(path)
+        pickled = path / PICKLED
+        stored = Checkpoint.open(pickled if pickled.is_file() and not any(path.glob("*.safetensors")) else path)
         architecture = architecture or architecture_of(stored)
         return cls(stored, prunable_names(stored, architecture), architecture)
 
@@ -228,8 +229,8 @@ def _refuse(name: str, first: str, found: Mapping[str, Any], shapes: Mapping[str
     """Raise ValueError naming what differs between two checkpoints' weights."""
     weight = next(key for key in (*shapes, *found) if shapes.get(key) != found.get(key))
     raise ValueError(
-        f"checkpoint {name} is another architecture than {first}: {weight} has shape {found.get(weight, 'none')} "
-        f"there, {shapes.get(weight, 'none')} here; give one folder per model"
+        f"checkpoint {name} is of another architecture than {first}: {weight} has shape {found.get(weight, 'none')} "
+        f"there and {shapes.get(weight, 'none')} here; give one folder per model"
     )
 
 
