@@ -290,7 +290,7 @@ def evaluate_curve(
     build = {"seed": derive(seed, "head"), "require_head": True, **head_of(task)}
     model = backbone.build(num_labels=data.num_labels, **build)
     module, architecture = task(model, num_labels=data.num_labels), backbone.architecture(model)
-    module.to(_device(device), dtype=backbone.stored_dtype() if precision is None else None)
+    module.to(device_of(device), dtype=backbone.stored_dtype() if precision is None else None)
     precision = precision or "32-true"
     weights = prunable_weights(model, architecture)
     todo = [level for level, (run, _) in zip(levels, runs, strict=True) if not run.finished]
@@ -357,7 +357,8 @@ def _chooser(
     return choose
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Give the device of an accelerator's name; "auto" is a CUDA card where there is one."""
     if name in ("auto", "gpu", "cuda"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)

@@ -23,6 +23,7 @@ from essential_sparsity.checkpoints import Checkpoint, Renamed
 from essential_sparsity.evaluation import (
     calibration_batches,
     check_pruner,
+    device_of,
     head_of,
     inputs_if_there,
     inputs_of,
@@ -38,6 +39,8 @@ from essential_sparsity.pruning import Masks, exact_sparsity, prunable_names, pr
 from essential_sparsity.pruning.lottery import OMP, Lottery, Round
 from essential_sparsity.runs import Run, atomic_folder
 from essential_sparsity.seeds import derive
+from essential_sparsity.tasks.optimization import token_steps
+from essential_sparsity.tasks.precision import ClippedBf16
 
 OWN_TRAINER_KEYS = ("checkpoint_minutes", "checkpoint_steps", "validate", "max_tokens")
 
@@ -99,19 +102,6 @@ def fit(
         if parent is not None and starts_anew(pruner, sparsity):
             stage.body_seed = _first_round(parent)["seed"]
         return stage.train(run, keep=keep, record=record)
-
-
-def token_steps(max_tokens: Any, num_tokens: Any, num_batches: int, settings: Mapping[str, Any]) -> int:
-    """Turn a budget in tokens into optimizer steps, by the mean tokens of a batch; `num_tokens` as data count them.
-
-    Raises ValueError for data without tokens and for a budget below 1.
-    """
-    if num_tokens is None:
-        raise ValueError("trainer.max_tokens needs rows of text, these have no tokens: give trainer.max_steps")
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise ValueError(f"trainer.max_tokens={max_tokens!r} is no whole number of at least 1: give one")
-    per_epoch = num_tokens[0] * settings.get("accumulate_grad_batches", 1)
-    return -(-max_tokens * num_batches // per_epoch)  # rounded up
 
 
 # --- parents ----------------------------------------------------------------------------------------------------------
@@ -327,6 +317,9 @@ class _Stage:
         if self.settings.get("max_tokens") is not None:
             steps = token_steps(self.settings["max_tokens"], self.data.num_tokens(), len(loader), settings)
             settings["max_steps"] = min(steps, settings["max_steps"]) if settings.get("max_steps", -1) > 0 else steps
+        if settings.get("precision") == "bf16-mixed":
+            device = device_of(settings.get("accelerator", "auto")).type
+            settings = {**settings, "precision": None, "plugins": [ClippedBf16("bf16-mixed", device)]}
         loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
         trainer = Trainer(
             **{"logger": loggers or False, **settings},

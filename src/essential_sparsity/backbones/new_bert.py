@@ -62,22 +62,17 @@ class NewBert(LanguageBackbone):
 
         layers, width = SHAPES[self.size]
         tokenizer = self.tokenizer()
-        shape = {
-            "num_hidden_layers": layers,
-            "hidden_size": width,
-            "num_attention_heads": width // HEAD_SIZE,
-            "intermediate_size": 4 * width,
-        }
-        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
-        return self._adapted(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                pad_token_id=ids["pad_token_id"],
-                bos_token_id=ids["cls_token_id"],
-                eos_token_id=ids["sep_token_id"],
-                **shape,
-            )
+        config = BertConfig(
+            vocab_size=len(tokenizer),
+            num_hidden_layers=layers,
+            hidden_size=width,
+            num_attention_heads=width // HEAD_SIZE,
+            intermediate_size=4 * width,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.cls_token_id,
+            eos_token_id=tokenizer.sep_token_id,
         )
+        return self._adapted(config)
 
     def tokenizer(self) -> Any:
         """Give the tokenizer of `path`, or the vocabulary's (trained at the first call, then from the cache)."""

@@ -1,7 +1,7 @@
-"""Parameter groups and learning-rate schedules, as plain functions of the step."""
+"""Parameter groups, learning-rate schedules and budgets, as plain functions of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -92,3 +92,16 @@ def configured(
     if not math.isfinite(num_steps):
         raise ValueError("a schedule needs a last step, but training has none: give trainer.max_epochs or max_steps")
     return {"optimizer": made, "lr_scheduler": {"scheduler": schedule(made, int(num_steps)), "interval": "step"}}
+
+
+def token_steps(max_tokens: Any, num_tokens: Any, num_batches: int, settings: Mapping[str, Any]) -> int:
+    """Turn a budget in tokens into optimizer steps, by the mean tokens of a batch; `num_tokens` as data count them.
+
+    Raises ValueError for data without tokens and for a budget below 1.
+    """
+    if num_tokens is None:
+        raise ValueError("trainer.max_tokens needs rows of text, these have no tokens: give trainer.max_steps")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"trainer.max_tokens={max_tokens!r} is no whole number of at least 1: give one")
+    per_epoch = num_tokens[0] * settings.get("accumulate_grad_batches", 1)
+    return -(-max_tokens * num_batches // per_epoch)  # rounded up
