@@ -1,6 +1,7 @@
 """SparsityTrace answers for any zero afterwards: exact at bin edges and bounded between, as a loop says."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -64,7 +65,7 @@ def rms(weights: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("multiple", [0.05, 0.1, 0.5, 2.0])
-def test_counts_hold_the_truth_between_their_bounds(trace: SparsityTrace, multiple: float) -> None:
+def test_counts_hold_the_truth_between_their_bounds(trace, multiple: float) -> None:
     at = drawn()
     for zero, scales in (("relative", {s: rms(at[s]) for s in STEPS}), ("absolute", dict.fromkeys(STEPS, rms(at[0])))):
         table = trace.table(zero, multiple=multiple)
@@ -79,20 +80,20 @@ def test_counts_hold_the_truth_between_their_bounds(trace: SparsityTrace, multip
 
 
 @pytest.mark.parametrize("edge", [0.015625, 0.02734375, 2.0**-10])
-def test_a_threshold_that_is_a_bin_s_edge_is_exact(trace: SparsityTrace, edge: float) -> None:
+def test_a_threshold_that_is_a_bin_s_edge_is_exact(trace, edge: float) -> None:
     at = drawn()
     for line in trace.table(edge).to_dict("records"):
         truth = below(at[line["step"]], dict.fromkeys(NAMES, edge))
         assert line["at_least"] == line["count"] == line["at_most"] == truth
 
 
-def test_exact_zeros_are_counted_as_such(trace: SparsityTrace) -> None:
+def test_exact_zeros_are_counted_as_such(trace) -> None:
     assert trace.share("exact", by="kind").to_numpy().tolist() == [[0, 0], [0, 250 / 2000], [0, 0]]
     assert (trace.table(0.0)["count"] == 0).all()  # nothing is smaller than 0
 
 
 @pytest.mark.parametrize("by", ["layer", "kind", "weight"])
-def test_groups_add_up_to_the_total(trace: SparsityTrace, by: str) -> None:
+def test_groups_add_up_to_the_total(trace, by: str) -> None:
     parts, total = trace.table(by=by), trace.table()
     for column in ("num", "at_least", "count", "at_most"):
         np.testing.assert_allclose(parts.groupby("step")[column].sum(), total[column])
@@ -101,7 +102,7 @@ def test_groups_add_up_to_the_total(trace: SparsityTrace, by: str) -> None:
     }[by]  # fmt: skip
 
 
-def test_decay_alone_shrinks_the_first_record(trace: SparsityTrace) -> None:
+def test_decay_alone_shrinks_the_first_record(trace) -> None:
     relative = trace.decay_only("relative")["total"]
     assert (relative == relative.iloc[0]).all() and relative[0] == trace.share()["total"][0]
     absolute = trace.decay_only("absolute")["total"]
@@ -110,7 +111,7 @@ def test_decay_alone_shrinks_the_first_record(trace: SparsityTrace) -> None:
     assert trace.decay_only("exact")["total"].tolist() == [0, 0, 0]
 
 
-def test_shape_is_that_of_the_weights(trace: SparsityTrace) -> None:
+def test_shape_is_that_of_the_weights(trace) -> None:
     at = drawn()
     whole = torch.cat([weight.flatten() for weight in at[50].values()]).double()
     ordered, n = whole.abs().sort().values, len(whole)
@@ -125,17 +126,17 @@ def test_shape_is_that_of_the_weights(trace: SparsityTrace) -> None:
 
 def test_a_gaussian_has_3_99_percent_near_zero() -> None:
     weights = {"w": torch.randn(10**6, generator=torch.Generator().manual_seed(0))}
-    trace = SparsityTrace.from_histograms({0: {"w": MagnitudeHistogram.count(weights["w"])}})
+    trace: Any = SparsityTrace.from_histograms({0: {"w": MagnitudeHistogram.count(weights["w"])}})
     assert trace.share()["total"][0] == pytest.approx(0.0399, abs=0.0005)
 
 
-def test_merged_and_unmerged_records_read_the_same(folder: Path, trace: SparsityTrace, tmp_path: Path) -> None:
+def test_merged_and_unmerged_records_read_the_same(folder: Path, trace, tmp_path: Path) -> None:
     for step, weights in drawn().items():
         record(tmp_path, step, weights)
     merge_records(tmp_path)
     for file in (tmp_path / "trace").iterdir():
         file.unlink()
-    merged = SparsityTrace.read(tmp_path)
+    merged: Any = SparsityTrace.read(tmp_path)
     assert merged.table(by="weight").equals(trace.table(by="weight"))
     assert merged.progress.equals(trace.progress)
     assert merged.progress["tokens"].tolist() == [0, 500, 1000]
@@ -151,12 +152,12 @@ def test_stored_histograms_are_small_and_as_specified(folder: Path) -> None:
     assert file.schema_arrow.metadata[b"code"] == b"bfloat16"
 
 
-def test_histograms_of_memory_give_nearly_the_same(trace: SparsityTrace) -> None:
+def test_histograms_of_memory_give_nearly_the_same(trace) -> None:
     made = {
         step: {name: MagnitudeHistogram.count(weight) for name, weight in weights.items()}
         for step, weights in drawn().items()
     }
-    other = SparsityTrace.from_histograms(made, lr_sum={0: 0, 50: 5, 100: 10})
+    other: Any = SparsityTrace.from_histograms(made, lr_sum={0: 0, 50: 5, 100: 10})
     np.testing.assert_allclose(other.share()["total"], trace.share()["total"], atol=3e-4)
     np.testing.assert_allclose(other.kurtosis()["total"], trace.kurtosis()["total"], rtol=0.01)
     assert other.progress["lr_sum"].tolist() == [0, 5, 10]
@@ -165,7 +166,7 @@ def test_histograms_of_memory_give_nearly_the_same(trace: SparsityTrace) -> None
         SparsityTrace.from_histograms(half)
 
 
-def test_wrong_questions_are_one_line(trace: SparsityTrace, tmp_path: Path) -> None:
+def test_wrong_questions_are_one_line(trace, tmp_path: Path) -> None:
     for call, line in (
         (lambda: trace.share("relativ"), "zero='relativ' is no definition of zero: choose relative, absolute, exact"),
         (lambda: trace.share(by="block"), "by='block' is no way to group weights: choose one of total"),

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_a_series_gives_a_trace_its_change_point_and_a_page(command, tmp_path):
     assert [each["status"] for each in told["change_points"]] == ["abrupt"] * 4
     assert {each["step"] for each in told["change_points"]} == {13_000}
     assert [each["status"] for each in told["checkpoints"]] == ["measured"] * 20
-    trace = SparsityTrace.read(folder)
+    trace: Any = SparsityTrace.read(folder)
     assert trace.steps.tolist() == [1000 * i for i in range(20)]
     first = torch.cat([value.flatten() for value in weights().values()])
     assert trace.table(0.015625)["count"][0] == int((first.abs() < 0.015625).sum())

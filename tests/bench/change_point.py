@@ -36,7 +36,7 @@ def series(relative: np.ndarray, *, rate: np.ndarray | None = None, absolute: np
     steps = 50 * np.arange(num)
     lr_sum = None if rate is None else np.concatenate([[0.0], np.cumsum(50 * rate[: num - 1])])
     absolute = relative if absolute is None else absolute
-    return Series(steps, ("total",), relative[None], absolute[None], lr_sum, 4096.0 * steps)
+    return Series(steps, ("total",), relative[None], absolute[None], lr_sum, (4096 * steps).astype(np.float64))
 
 
 # --- nothing abrupt happens -------------------------------------------------------------------------------------------

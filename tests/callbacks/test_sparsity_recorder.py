@@ -26,7 +26,7 @@ def recorder(folder: Path, every: int = 5) -> SparsityRecorder:
     return SparsityRecorder(every, architecture=TOY, folder=folder)
 
 
-def tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables(folder: Path) -> Any:
     """Read a trace; `seconds` differ from run to run."""
     histograms, moments = (table.to_pandas() for table in read_trace(folder))
     return histograms, moments.drop(columns="seconds")
@@ -46,7 +46,7 @@ class Weights(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.keep(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.keep(trainer, pl_module)
 
     def keep(self, trainer: Any, pl_module: Any) -> None:
@@ -89,16 +89,13 @@ def test_loss_is_the_mean_since_the_record_before_and_rates_add_up(tmp_path: Pat
 
 
 def test_decay_factor_is_what_decay_leaves_of_a_weight_without_gradient(tmp_path: Path) -> None:
-    network = Network()
-    frozen_at = network.blocks[0].out.weight.detach().clone()  # type: ignore[union-attr]
+    network: Any = Network()
+    frozen_at = network.blocks[0].out.weight.detach().clone()
 
-    def still(module: Toy) -> None:
-        module.network.blocks[0].out.weight.register_hook(torch.zeros_like)  # type: ignore[union-attr,index]
-
+    network.blocks[0].out.weight.register_hook(torch.zeros_like)
     module = Toy(network, adamw)
-    still(module)
     fit(module, 12, [recorder(tmp_path)])
-    weight = network.blocks[0].out.weight  # type: ignore[union-attr]
+    weight = network.blocks[0].out.weight
     factor = tables(tmp_path)[1].query("step == 12")["decay_factor"].iloc[0]
     torch.testing.assert_close(weight.detach(), frozen_at * factor)
 
@@ -136,7 +133,7 @@ def test_a_weight_that_is_no_number_any_more_stops_the_run_by_name_and_step(tmp_
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == 2:
                 with torch.no_grad():
-                    self.network.blocks[1].out.weight[0, 0] = torch.inf  # type: ignore[union-attr,index]
+                    prunable_weights(self, TOY)["blocks.1.out.weight"][0, 0] = torch.inf
 
     with pytest.raises(ValueError, match=r"step 5: weight 'blocks.0.in.weight' has \d+ entries that are NaN"):
         fit(Breaks(Network(), adamw), 12, [recorder(tmp_path)])

@@ -114,7 +114,7 @@ def series_of(trace: SparsityTrace, *, by: str = "total", multiples: Sequence[fl
         raise ValueError("multiples=[] names no threshold: give at least one multiple of the RMS, such as 0.05")
     tables = {zero: [trace.share(zero, multiple=m, by=by) for m in multiples] for zero in ("relative", "absolute")}
     names = [
-        str(name) + (f" below {multiple:g} RMS" if len(multiples) > 1 else "")
+        (f"layer {name}" if by == "layer" else str(name)) + (f" below {multiple:g} RMS" if len(multiples) > 1 else "")
         for multiple, table in zip(multiples, tables["relative"], strict=True)
         for name in table.columns
     ]

@@ -247,4 +247,4 @@ class SparsityTrace:
         used = chosen[weight]
         size = len(self.steps) * BINS
         flat = np.bincount(step[used] * BINS + self.bins[used], weights=self.counts[used], minlength=size)
-        return flat.reshape(-1, BINS)
+        return flat.astype(np.float64).reshape(-1, BINS)

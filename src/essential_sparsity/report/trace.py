@@ -96,20 +96,29 @@ def curve_figure(traces: Traces, found: Found = ()) -> Figure:
 
     Change points of the whole model are dashed lines.
     """
-    figure = empty_figure(10, 3.8)
-    for axes, zero in zip(figure.subplots(1, 2), ("relative", "absolute")):
+    figure = empty_figure(10, 4.2)
+    left, right = figure.subplots(1, 2)
+    for axes, zero in ((left, "relative"), (right, "absolute")):
         for i, (label, trace) in enumerate(traces.items()):
-            colour = _colour(i)
-            axes.plot(trace.steps, trace.share(zero)["total"], color=colour, lw=1.8, label=label)
-            exact = trace.share("exact")["total"]
-            if exact.max() > 0:
-                axes.plot(trace.steps, exact, color=colour, lw=1, ls="-.", label=f"{label}: exactly 0")
-            if not np.isnan(decay := trace.decay_only(zero)["total"]).any():
-                axes.plot(trace.steps, decay, color=colour, lw=1, ls=":", label=f"{label}: decay alone")
+            _draw_shares(axes, label, trace, zero, _colour(i))
         _mark(axes, found)
-        axes.set(xlabel="training step", ylabel="share of the prunable weights", title=_TITLES[zero])
-    axes.legend()
+        axes.set(xlabel="training step", ylabel="share of the prunable weights")
+        axes.set_title(_TITLES[zero], fontsize=9)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     return figure
+
+
+def _draw_shares(axes: Axes, label: str, trace: SparsityTrace, zero: str, colour: str) -> None:
+    lines = {
+        label: ("-", trace.share(zero)),
+        f"{label}: decay alone": (":", trace.decay_only(zero)),
+        f"{label}: exactly 0": ("-.", trace.share("exact")),
+    }
+    for name, (line, table) in lines.items():
+        shares = table["total"].to_numpy(float)
+        if np.isfinite(shares).all() and (line != "-." or shares.any()):
+            axes.plot(trace.steps, shares, color=colour, lw=1.8 if line == "-" else 1.1, ls=line, label=name)
 
 
 _TITLES = {"relative": "|w| < 0.05 · RMS at the same step", "absolute": "|w| < 0.05 · σ of the first record"}
@@ -163,15 +172,16 @@ def shape_figure(traces: Traces) -> Figure:
 
 def training_figure(traces: Traces) -> Figure | None:
     """Training loss and learning rate against the step, where they were recorded."""
-    known = {label: trace.progress for label, trace in traces.items() if trace.progress["loss"].notna().any()}
+    known = {label: trace.progress for label, trace in traces.items() if np.isfinite(trace.progress["loss"]).sum() > 0}
     if not known:
         return None
     figure = empty_figure(10, 3)
-    for axes, (column, words) in zip(figure.subplots(1, 2), {"loss": "training loss", "lr": "learning rate"}.items()):
+    left, right = figure.subplots(1, 2)
+    for axes, column, words in ((left, "loss", "training loss"), (right, "lr", "learning rate")):
         for i, (label, table) in enumerate(known.items()):
             axes.plot(table.index, table[column], color=_colour(i), label=label)
         axes.set(xlabel="training step", ylabel=words)
-    axes.legend()
+    left.legend()
     return figure
 
 

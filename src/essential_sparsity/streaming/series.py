@@ -120,11 +120,13 @@ def _on_the_hub(source: str) -> tuple[list[str], Callable[[Entry], contextlib.Ab
     @contextlib.contextmanager
     def fetch(entry: Entry) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
-            if "@" in source:
-                where = {"repo_id": repository, "revision": entry.name}
-            else:
-                where = {"repo_id": f"{repository.partition('/')[0]}/{entry.name}"}
-            snapshot_download(**where, local_dir=folder, allow_patterns=list(HUB_FILES))
+            by_revision = "@" in source
+            snapshot_download(
+                repository if by_revision else f"{repository.partition('/')[0]}/{entry.name}",
+                revision=entry.name if by_revision else None,
+                local_dir=folder,
+                allow_patterns=list(HUB_FILES),
+            )
             yield Path(folder)
 
     return names, fetch
