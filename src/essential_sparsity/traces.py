@@ -36,7 +36,13 @@ MOMENTS = pa.schema([
     ("tokens", pa.int64()), ("seconds", pa.float64()),
 ], metadata=_METADATA)  # fmt: skip
 
-_ENCODED = {"bin": "DELTA_BINARY_PACKED", "count": "DELTA_BINARY_PACKED"}
+_SMALL = {"compression": "zstd", "compression_level": 9, "write_statistics": False}
+_HISTOGRAM_OPTIONS: dict[str, Any] = {
+    **_SMALL,
+    "use_dictionary": ["step", "weight"],
+    "column_encoding": {"bin": "DELTA_BINARY_PACKED", "count": "DELTA_BINARY_PACKED"},
+}
+_MOMENTS_OPTIONS: dict[str, Any] = {**_SMALL, "use_dictionary": ["weight", "kind"]}
 
 
 def write_record(
@@ -58,7 +64,7 @@ def write_record(
     ]
     lines = [{"step": step, **line} for line in moments]
     with atomic_path(_moments_file(folder, step)) as temporary:
-        pq.write_table(pa.Table.from_pylist(lines, schema=MOMENTS), temporary, compression="zstd")
+        _write_moments(pa.Table.from_pylist(lines, schema=MOMENTS), temporary)
     with atomic_path(_histogram_file(folder, step)) as temporary, _histogram_writer(temporary) as writer:
         writer.write_table(pa.Table.from_arrays(columns, schema=HISTOGRAMS))
 
@@ -84,7 +90,7 @@ def merge_records(folder: Path, *, leave_out: Collection[int] = ()) -> None:
     steps = [step for step in recorded_steps(folder) if step not in leave_out]
     with atomic_path(folder / "moments.parquet") as temporary:
         tables = [pq.read_table(_moments_file(folder, step), schema=MOMENTS) for step in steps]
-        pq.write_table(pa.concat_tables(tables).unify_dictionaries(), temporary, compression="zstd")
+        _write_moments(pa.concat_tables(tables).unify_dictionaries(), temporary)
     with atomic_path(folder / "trace.parquet") as temporary, _histogram_writer(temporary) as writer:
         for step in steps:
             writer.write_table(pq.read_table(_histogram_file(folder, step), schema=HISTOGRAMS))
@@ -125,8 +131,11 @@ def _moments_file(folder: Path, step: int) -> Path:
     return folder / "trace" / f"moments={step:08d}.parquet"
 
 
+def _write_moments(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, **_MOMENTS_OPTIONS)
+
+
 @contextlib.contextmanager
 def _histogram_writer(path: Path) -> Iterator[pq.ParquetWriter]:
-    options = {"compression": "zstd", "use_dictionary": ["step", "weight"], "column_encoding": _ENCODED}
-    with pq.ParquetWriter(path, HISTOGRAMS, **options) as writer:
+    with pq.ParquetWriter(path, HISTOGRAMS, **_HISTOGRAM_OPTIONS) as writer:
         yield writer
