@@ -23,7 +23,7 @@ NUM_RESAMPLES = 999
 SLOWEST = 0.05
 """Least pace of a clock, as a share of the usual one: where it stands still nothing is divided by 0."""
 
-WIDENED = 1.25
+WIDENED = 1.3
 """Residuals are widened by this: the largest ones are left out of them, and the running median takes some (sim)."""
 
 

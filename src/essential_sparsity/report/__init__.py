@@ -10,6 +10,7 @@ from essential_sparsity.report.document import page
 from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
 from essential_sparsity.report.panels import Panel, make_panels
+from essential_sparsity.report.sweep_traces import traces_section
 from essential_sparsity.report.tables import curves_table
 from essential_sparsity.runs import RunRecord, atomic_path, read_runs, write_json
 
@@ -21,7 +22,8 @@ def write_report(
 ) -> list[dict[str, Any]]:
     """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
 
-    index.html, curves.csv, essential_sparsity.json, figures/, and equivalence.csv where pruners stand side by side.
+    index.html, curves.csv, essential_sparsity.json, figures/, equivalence.csv where pruners stand side by side, and
+    traces.csv and change_points.json where runs or their parents recorded a sparsity trace.
     `epsilon` and `rho` default to what the newest run recorded, then to the metric's ε and 0.05. A partial sweep, or
     one with only failures, gets a page that says so.
     Raises ValueError when there is no run at all.
@@ -45,9 +47,10 @@ def write_report(
     if any(panel.equalities for panel in panels):
         with atomic_path(out / "equivalence.csv") as temporary:
             equality_table(_once(panels)).to_csv(temporary, index=False)
+    traces = traces_section(read_runs(folder, include_parents=True), out)
     with atomic_path(out / "index.html") as temporary:
         name = str(records[0].info.get("name") or folder.name)
-        temporary.write_text(page(title or name, panels, records, name=folder.name), encoding="utf-8")
+        temporary.write_text(page(title or name, panels, records, name=folder.name, traces=traces), encoding="utf-8")
     return results
 
 

@@ -19,14 +19,14 @@ for (const [id, plot] of Object.entries(plots)) {
 """
 
 
-def page(title: str, panels: Sequence[Panel], records: Sequence[RunRecord], *, name: str) -> str:
-    """Whole HTML of a report, plotly.js inline; every name from a run is escaped."""
+def page(title: str, panels: Sequence[Panel], records: Sequence[RunRecord], *, name: str, traces: str = "") -> str:
+    """Whole HTML of a report, plotly.js inline; every name from a run is escaped. `traces` is a section of its own."""
     plots: dict[str, interactive.Plot] = {}
     versions = _versions(records)
     body = [_head(title, panels, records)]
     for index, panel in enumerate(panels):
         body.append(_section(panel, index, plots, num_versions=len(versions)))
-    body += [_overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
+    body += [traces, _overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
     script = ""
     if plots:
         from plotly.offline import get_plotlyjs

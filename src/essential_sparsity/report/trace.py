@@ -79,15 +79,6 @@ def write_trace_figures(traces: Traces, folder: Path, *, found: Found) -> tuple[
     return written, pictures
 
 
-def trace_section(traces: Traces, folder: Path, *, title: str = "Sparsity traces") -> str:
-    """A section for the page of a sweep: its runs' traces side by side and their change points; figures in `folder`."""
-    entries = [{"run": label, **detect_abrupt_sparsification(trace).record()} for label, trace in traces.items()]
-    _, pictures = write_trace_figures(traces, folder, found=entries[:1])
-    lines = [[entry["run"], entry["status"], entry["sentence"]] for entry in entries]
-    table = html_table(["run", "", "abrupt sparsification"], lines)
-    return f"<section><h2>{escape(title)}</h2>{table}{_images(pictures)}</section>"
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +207,8 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def _images(pictures: Mapping[str, bytes]) -> str:
+def pictures_html(pictures: Mapping[str, bytes]) -> str:
+    """Put SVGs into a page, self-contained."""
     encoded = {kind: base64.b64encode(data).decode() for kind, data in pictures.items()}
     return "".join(
         f'<p><img style="max-width:100%" alt="{kind}" src="data:image/svg+xml;base64,{text}"></p>'
@@ -241,7 +233,7 @@ def _page(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
         f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=sub>{about}</p>"
-        f"<section><p class=lead>{lead}</p>{_images(pictures)}</section>{missing}"
+        f"<section><p class=lead>{lead}</p>{pictures_html(pictures)}</section>{missing}"
         f"<section><h2>Change points</h2>{html_table(*_found_rows(found))}</section>"
         f"<section><h2>Records</h2>{html_table(*_record_rows(trace))}</section>"
         f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p><pre>{escape(command)}</pre></section>"
