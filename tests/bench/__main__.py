@@ -23,6 +23,7 @@ from essential_sparsity.runs import write_json
 from tests.bench import (
     calibrated,
     callback,
+    change_point,
     coverage_table,
     fine_tuning,
     machine,
@@ -32,6 +33,7 @@ from tests.bench import (
     prune_large,
     pruning,
     pruning_gpu,
+    recorder,
     startup,
     two_four,
     zero_shot,
@@ -47,9 +49,11 @@ BENCHMARKS = {
     "zero_shot": zero_shot.run,
     "fine_tuning": fine_tuning.run,
     "callback": callback.run,
+    "recorder": recorder.run,
     "pretraining": pretraining.run,
     "startup": startup.run,
     "coverage": coverage_table.run,
+    "change_point": change_point.run,
     "prune_large": prune_large.run,
     "two_four": two_four.run,
 }

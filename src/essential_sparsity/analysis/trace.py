@@ -66,7 +66,7 @@ class SparsityTrace:
                 f"the record of step {lacking.idxmin()} has {lacking.min()} weights, others {lacking.max()}: "
                 "record one model only"
             )
-        weight = histograms["weight"].combine_chunks()
+        weight = histograms.unify_dictionaries()["weight"].combine_chunks()
         own = pd.Index(names).get_indexer(pd.Index(weight.dictionary.to_pylist()))[weight.indices.to_numpy()]
         group = np.searchsorted(steps, histograms["step"].to_numpy()) * len(names) + own
         bins, counts = (histograms[column].to_numpy() for column in ("bin", "count"))
