@@ -19,8 +19,7 @@ from essential_sparsity.pruning.moments import SUMS, TRACE_BINS, Measurement
 
 SEGMENT = 2**16
 REPLICAS = 4
-_TILE = tl.constexpr(1024)
-_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_TILE, _REPLICAS, _BINS = tl.constexpr(1024), tl.constexpr(REPLICAS), tl.constexpr(TRACE_BINS)
 
 
 def measure_by_kernel(weights: Mapping[str, Tensor]) -> Callable[[], Measurement]:
@@ -36,9 +35,8 @@ def measure_by_kernel(weights: Mapping[str, Tensor]) -> Callable[[], Measurement
     counters = torch.zeros(len(flats), REPLICAS, TRACE_BINS, dtype=torch.int32, device=device)
     partial = torch.zeros(len(segments), len(SUMS), dtype=torch.float64, device=device)
     _measure_segments[(len(segments),)](
-        pointers.to(device), table, counters, partial,
-        element=_ELEMENTS[flats[0].dtype], replicas=REPLICAS, bins=TRACE_BINS, tile=_TILE,
-    )  # fmt: skip
+        flats[0], pointers.to(device), table, counters, partial, replicas=_REPLICAS, bins=_BINS, tile=_TILE
+    )
     counts = counters.sum(dim=1, dtype=torch.int32)
     packed = torch.cat([counts.view(-1), partial.view(torch.int32).view(-1)])
     on_host = torch.empty(packed.shape, dtype=torch.int32, pin_memory=device.type == "cuda")
@@ -69,7 +67,7 @@ def _unpacked(names: tuple[str, ...], packed: np.ndarray, segments: np.ndarray) 
     partial = rest.view(np.float64).reshape(len(segments), len(SUMS))
     owners = segments[:, 0]
     sums, largest = np.zeros((len(names), len(SUMS))), np.zeros(len(names))
-    np.add.at(sums, (owners, 0), segments[:, 2] - segments[:, 1])
+    np.add.at(sums[:, 0], owners, segments[:, 2] - segments[:, 1])
     np.add.at(sums[:, 1:], owners, partial[:, :-1])
     np.fmax.at(largest, owners, partial[:, -1])
     return Measurement(names, counts.reshape(len(names), TRACE_BINS).astype(np.int64), sums, largest)
@@ -77,14 +75,13 @@ def _unpacked(names: tuple[str, ...], packed: np.ndarray, segments: np.ndarray) 
 
 @triton.jit
 def _measure_segments(
-    pointers, table, counters, partial,
-    element: tl.constexpr, replicas: tl.constexpr, bins: tl.constexpr, tile: tl.constexpr,
-):  # fmt: skip
+    sample, pointers, table, counters, partial, replicas: tl.constexpr, bins: tl.constexpr, tile: tl.constexpr
+):
     segment = tl.program_id(0)
     weight = tl.load(table + 3 * segment)
     start = tl.load(table + 3 * segment + 1)
     stop = tl.load(table + 3 * segment + 2)
-    values = tl.load(pointers + weight).to(tl.pointer_type(element))
+    values = tl.load(pointers + weight).to(sample.dtype)  # `sample` only says what lies there
     row = counters + (weight * replicas + segment % replicas) * bins
     total = tl.zeros([tile], dtype=tl.float64)
     squares = tl.zeros([tile], dtype=tl.float64)
