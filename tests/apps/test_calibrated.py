@@ -53,8 +53,8 @@ def test_the_evaluation_text_is_no_calibration_text(command, tmp_path):
     for split in ("train", "validation"):
         pq.write_table(rows.slice(0 if split == "train" else 32, 32), tmp_path / f"{split}.parquet")
     code, out, err = command(
-        "train backbone=bert_tiny data=table data.train=train.parquet data.validation=validation.parquet data.text=[text] "
-        "data.label=label pruner=wanda sparsity=0.5 pruner/calibration=plain_text "
+        "train backbone=bert_tiny data=table data.train=train.parquet data.validation=validation.parquet "
+        "data.text=[text] data.label=label pruner=wanda sparsity=0.5 pruner/calibration=plain_text "
         "pruner.calibration.path=validation.parquet pruner.calibration.num_rows=2 pruner.calibration.length=8"
     )
     assert code == 2 and "calibrate on text without evaluation rows" in err, out + err
