@@ -331,6 +331,17 @@ def test_wrong_files_are_named_before_a_model_is_loaded(tmp_path: Path) -> None:
         TextCorpus(path=tmp_path).check()
 
 
+def test_a_hub_that_does_not_answer_is_one_line_with_the_remedy() -> None:
+    corpus = TextCorpus(hub_id="nobody/nothing")
+    corpus.check()  # what is on the hub is checked when it is read
+    for attempt in (corpus.splits, corpus.inputs, lambda: corpus.documents("train")):
+        with pytest.raises(
+            ValueError, match=r"'nobody/nothing' cannot be (read|reached) .*paths\.data=<folder>"
+        ) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+
+
 def test_a_corpus_shorter_than_a_block_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: TextPreprocessing
 ) -> None:
