@@ -1,5 +1,7 @@
 """Tickets: rounds are runs, masks come from trained weights within the round before, training starts from the start."""
 
+from typing import Any, cast
+
 import pytest
 import torch
 from pytorch_lightning import Callback
@@ -26,7 +28,7 @@ STEPS = {"max_steps": 6, "accelerator": "cpu"}
 
 def ticket(tmp_path, levels, *, rewind=0, pruner=None, pretrained=False, **changed):
     """Give the arguments of the run of a ticket at the last of `levels`; its rounds are runs in folders by level."""
-    shared = arguments("vision", tmp_path / "unused") | {"trainer": STEPS}
+    shared: dict[str, Any] = arguments("vision", tmp_path / "unused") | {"trainer": STEPS}
     lottery = Lottery(step=levels[1], rewind=rewind)
     if pretrained:
         backbone = shared["backbone"]
@@ -85,7 +87,9 @@ def test_a_round_ranks_trained_weights_within_the_mask_before():
         assert masks.is_nested_in(before)
     with pytest.raises(ValueError, match="rounds must rise"):
         lottery.prune(model, sparsity=0.2, architecture=architecture)
-    assert all(torch.equal(weight != 0, before[name]) for name, weight in survivors_above(lottery.before).items())
+    assert all(
+        torch.equal(weight != 0, before[name]) for name, weight in survivors_above(cast(Round, lottery.before)).items()
+    )
 
 
 def test_rounds_come_in_steps_of_all_weights():
@@ -144,7 +148,8 @@ def test_an_untrained_model_starts_its_rounds_and_its_ticket_from_one_initialisa
             return f"First({self.name!r})"
 
         def on_train_start(self, trainer, pl_module):
-            started[self.name] = {name: weight.detach().clone() for name, weight in pl_module.model.named_parameters()}
+            weights = cast(torch.nn.Module, pl_module.model).named_parameters()
+            started[self.name] = {name: weight.detach().clone() for name, weight in weights}
 
     given = ticket(tmp_path, [0.0, 0.3], callbacks=[First("ticket")])
     given["parent"] |= {"callbacks": [First("first round")]}

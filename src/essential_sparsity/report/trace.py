@@ -56,6 +56,9 @@ def write_trace_page(
     return [*written, folder / "index.html"]
 
 
+LONGEST_LABEL, LETTERS_PER_INCH, LEGEND_LINE = 72, 14, 0.19  # of legends in 8 points; a line in inches
+
+
 def write_trace_figures(traces: Traces, folder: Path, *, found: Found) -> tuple[list[Path], dict[str, bytes]]:
     """Write every figure of traces as SVG and PNG; give the files, and the SVGs by kind."""
     drawings: dict[str, Callable[[], Figure | None]] = {
@@ -95,9 +98,18 @@ def curve_figure(traces: Traces, found: Found = ()) -> Figure:
         _mark(axes, found)
         axes.set(xlabel="training step", ylabel="share of the prunable weights")
         axes.set_title(_TITLES[zero], fontsize=9)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    _legend_below(figure, left)
     return figure
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Put a legend under the figure in as many columns as its labels leave room for; the figure grows by its lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…" for label in labels]
+    width, height = figure.get_size_inches()
+    columns = max(1, min(4, int(width * LETTERS_PER_INCH) // (max(map(len, labels), default=0) + 6)))
+    figure.set_size_inches(width, height + LEGEND_LINE * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _draw_shares(axes: Axes, label: str, trace: SparsityTrace, zero: str, colour: str) -> None:
@@ -157,7 +169,7 @@ def shape_figure(traces: Traces) -> Figure:
     kurtosis.axhline(3, color=style.MUTED, ls=":", label="Gaussian")
     gini.set(xlabel="training step", ylabel="Gini of |w|")
     kurtosis.set(xlabel="training step", ylabel="kurtosis")
-    gini.legend()
+    _legend_below(figure, gini)
     return figure
 
 
@@ -172,7 +184,7 @@ def training_figure(traces: Traces) -> Figure | None:
         for i, (label, table) in enumerate(known.items()):
             axes.plot(table.index, table[column], color=_colour(i), label=label)
         axes.set(xlabel="training step", ylabel=words)
-    left.legend()
+    _legend_below(figure, left)
     return figure
 
 
