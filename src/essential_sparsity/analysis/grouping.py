@@ -37,7 +37,7 @@ def short_label(group: Mapping[str, Any], groups: Iterable[Mapping[str, Any]]) -
     """Fewest keys that tell this group from the others, the pruner first, names before numbers, splits aside."""
     chosen: list[str] = ["pruner"] if "pruner" in group else []
     left = (key for key in group if key not in (*chosen, "split"))
-    rest = sorted(left, key=lambda key: (key.count("."), not isinstance(group[key], str), key))
+    rest = sorted(left, key=lambda key: (key.count("."), not isinstance(group[key], (str, bool)), key))
     rivals = [other for other in groups if _frozen(other) != _frozen(group)]
     for key in rest:
         same = [other for other in rivals if all(other.get(k) == group[k] for k in chosen)]
