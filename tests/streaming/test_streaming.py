@@ -290,14 +290,15 @@ print(peak_memory(lambda: prune_checkpoint(sys.argv[2], sys.argv[4], pruner=Prun
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     small = write(tmp_path / "small", tensors_of("bert", torch.bfloat16, num_layers=2))
     large = {
-        f"blocks.0.{name}.weight": torch.randn(4, 2**20).bfloat16() for name in ("attn.proj", "mlp.fc1", "mlp.fc2")
+        f"blocks.{layer}.{name}.weight": torch.randn(rows, 2**20).bfloat16()
+        for layer in range(4)
+        for name, rows in {"attn.qkv": 12, "attn.proj": 4, "mlp.fc1": 4, "mlp.fc2": 4}.items()
     }
-    large["blocks.0.attn.qkv.weight"] = torch.randn(12, 2**20).bfloat16()
-    dense = write(tmp_path / "dense", large)  # 48 MiB, the largest tensor 24 MiB
+    dense = write(tmp_path / "dense", large)  # 192 MiB, the largest tensor 24 MiB
     arguments = [str(path) for path in (small, dense, tmp_path / "out1", tmp_path / "out2")]
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, check=False,
         cwd=Path(__file__).resolve().parents[2], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-800:]
-    assert int(done.stdout) < 32 * 2**20
+    assert int(done.stdout) < 72 * 2**20  # windows, one tensor; not a share of the checkpoint (33 MiB here)
