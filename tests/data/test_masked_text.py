@@ -86,6 +86,11 @@ def test_fractions_are_nested_and_share_what_is_held_out() -> None:
         assert held_out is None or others.tolist() == held_out
         assert not set(train) & set(others)
         before, held_out = train.tolist(), others.tolist()
+    of_other_seeds = [
+        choose_documents(lengths, fraction=Fraction(1), held_out=Fraction("0.1"), subset_seed=seed) for seed in range(4)
+    ]
+    assert all(others.tolist() == held_out for _, others in of_other_seeds)
+    assert len({tuple(train) for train, _ in of_other_seeds}) == 4
     assert len(before) + len(held_out or []) == 100
     assert 0.1 <= lengths[held_out].sum() / lengths.sum() < 0.15
 

@@ -17,6 +17,7 @@ from essential_sparsity.data.classification import ClassificationData, Examples
 from essential_sparsity.data.corpus import Corpus
 from essential_sparsity.data.tokens import TokenisedCorpus, tokenise_corpus
 from essential_sparsity.inputs import row_hashes
+from essential_sparsity.seeds import derive
 
 HELD_OUT = "held_out"
 SHORTEST_BLOCK = 8
@@ -47,18 +48,20 @@ def enough_documents(lengths: np.ndarray, order: np.ndarray, share: Fraction) ->
 def choose_documents(
     lengths: np.ndarray, *, fraction: Fraction, held_out: Fraction | None, subset_seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose documents by one seeded order: (training ones from its head, held-out ones from its tail).
+    """Choose documents by seeded orders: (training ones, held-out ones).
 
-    Held-out documents come first, until they hold the share `held_out` of all tokens (None: none are), so they are the
-    same for every fraction; `fraction` is a share of the tokens of the rest. Training documents keep the seeded order.
+    Held-out documents are chosen first, by an order that no seed changes, until they hold the share `held_out` of all
+    tokens (None: none are): losses of all fractions and seeds are of the same text. `fraction` is a share of the tokens
+    of the rest; training documents keep the order of `subset_seed`.
     """
-    order, tail = random_permutation(len(lengths), subset_seed), np.zeros(0, np.int64)
+    order, others = random_permutation(len(lengths), subset_seed), np.zeros(0, np.int64)
     if held_out is not None:
         if len(order) < 2:
             raise ValueError(f"a corpus of {len(order)} document has none to hold out: give a held-out file beside it")
-        tail = enough_documents(lengths, order[::-1], held_out)[: len(order) - 1]
-        order = order[: len(order) - len(tail)]
-    return enough_documents(lengths, order, fraction), np.sort(tail)
+        fixed = random_permutation(len(lengths), derive(0, "held out"))
+        others = enough_documents(lengths, fixed, held_out)[: len(order) - 1]
+        order = order[~np.isin(order, others)]
+    return enough_documents(lengths, order, fraction), np.sort(others)
 
 
 @dataclass(frozen=True)
