@@ -157,6 +157,18 @@ def test_dense_runs_alone_make_a_page_without_a_claim(tmp_path: Path) -> None:
     write_sweep(tmp_path, levels=(0.0,))
     (entry,) = write_report(tmp_path)
     assert (entry["status"], entry["essential_sparsity"]) == ("unresolved", None)
+    assert "no run was pruned, so there is no curve" in entry["sentence"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Validity" not in page and "within 1 point" not in page
+    assert all(f"{record.metrics['value']:.4f}" in page for record in read_runs(tmp_path) if record.metrics)
+
+
+def test_dense_runs_beside_failed_pruned_ones_are_a_curve_that_is_not_resolved(
+    tmp_path: Path, no_figures: None
+) -> None:
+    write_sweep(tmp_path, levels=(0.0,))
+    open_run(tmp_path, sparsity=0.5, seed=0).fail(kind="ValueError", message="no", traceback="", step=None)
+    (entry,) = write_report(tmp_path)
     assert "not resolved: only the dense level has finished runs" in entry["sentence"]
 
 

@@ -40,6 +40,8 @@ def write_report(
     out = folder / "report"
     names = [_file_name(panel, i) for i, panel in enumerate(panels)]
     for panel, name in zip(panels, names):
+        if panel.is_dense_only:
+            continue
         write_figures(panel, out / "figures", name)
     write_json(out / "essential_sparsity.json", results)
     with atomic_path(out / "curves.csv") as temporary:

@@ -24,9 +24,13 @@ def page(title: str, panels: Sequence[Panel], records: Sequence[RunRecord], *, n
     plots: dict[str, interactive.Plot] = {}
     versions = _versions(records)
     body = [_head(title, panels, records)]
+    sections = []
     for index, panel in enumerate(panels):
-        body.append(_section(panel, index, plots, num_versions=len(versions)))
-    body += [traces, _overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
+        draw = _dense_section if panel.is_dense_only else _section
+        sections.append(draw(panel, index, plots, num_versions=len(versions)))
+    only_dense = all(panel.is_dense_only for panel in panels)
+    body += [traces, *sections] if only_dense else [*sections, traces]
+    body += [_overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
     script = ""
     if plots:
         from plotly.offline import get_plotlyjs
@@ -84,6 +88,16 @@ def _section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, nu
         f"<div class=columns>{get('loss', '')}{get('sensitivity', '')}</div>"
         f"{get('layers', '')}{get('training', '')}"
         f"<h3>Levels</h3>{tables.html_table(header, lines, chosen=chosen)}{_equalities(panel)}</section>"
+    )
+
+
+def _dense_section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, num_versions: int) -> str:
+    """Runs that nobody pruned: their values, and nothing about a curve that there is not."""
+    runs = panel.curve.points.sort_values("seed")
+    lines = [[f"{seed}", f"{value:.4f}", run] for seed, value, run in runs[["seed", "value", "run"]].to_numpy()]
+    return (
+        f'<section id="panel-{index}"><h2>{escape(_name(panel))}</h2><p class=lead>{escape(sentence(panel))}</p>'
+        f"{tables.html_table(['seed', panel.curve.metric, 'run'], lines)}{_notes(panel)}</section>"
     )
 
 

@@ -41,6 +41,11 @@ class Panel:
         return f"{about['backbone']} on {data}"
 
     @property
+    def is_dense_only(self) -> bool:
+        """Whether nobody asked for a pruned run: a pre-training, or a dense fine-tuning."""
+        return not any(self.curve.levels) and not any(cell["sparsity"] for cell in self.curve.missing)
+
+    @property
     def level(self) -> float | None:
         """Grid level at which pictures of the masks are shown: the last one within ε, else the lowest pruned one."""
         return shown_level(self.result)
@@ -120,6 +125,10 @@ def sentence(panel: Panel) -> str:
     """The claim of a curve in one sentence, with its interval, replicates and what is proven."""
     result = panel.result
     where = f"{panel.title} ({result.split} {result.metric})"
+    if panel.is_dense_only:
+        runs = panel.curve.points
+        size = f"({len(runs)} seed{'s' * (len(runs) != 1)}, {result.num_rows:,} rows)"
+        return f"{where}: dense {runs['value'].mean():.4f} {size}; no run was pruned, so there is no curve."
     size = f"({result.num_seeds} seed{'s' * (result.num_seeds != 1)}, {result.num_rows:,} rows)"
     return f"{where}: {_claim(result)} {size}{_proof(result)}."
 

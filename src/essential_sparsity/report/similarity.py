@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from math import nan
 from pathlib import Path
@@ -22,6 +22,8 @@ from essential_sparsity.runs import atomic_path
 MOST_NUMBERED = 14  # masks up to which every cell shows its number
 MOST_LAYERED = 6  # pairs whose matrices are drawn
 MOST_PRINTED = 60  # pairs that the terminal shows
+
+NARROWEST = 2.9  # inches of a heat-map: its title's width
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -59,7 +61,7 @@ def matrix_figure(table: pd.DataFrame) -> Figure:
     labels = list(dict.fromkeys(line[side] for side in ("first", "second") for line in totals))
     place = {label: i for i, label in enumerate(labels)}
     size = 1.8 + 0.42 * len(labels)
-    figure = empty_figure(2 * size + 1.5, size)
+    figure = empty_figure(2 * max(size, NARROWEST) + _room(labels), size)
     for axes, (column, words) in zip(figure.subplots(1, 2), _SHOWN.items()):
         grid = np.eye(len(labels))
         for line in totals:
@@ -82,7 +84,8 @@ def level_figure(table: pd.DataFrame) -> Figure | None:
         line["row"] = (line["contrast"], seen[line["contrast"], line["sparsity"]])
         seen[line["contrast"], line["sparsity"]] += 1
     rows = list(dict.fromkeys(line["row"] for line in found))
-    figure = empty_figure(6 + 1.5 * len(levels), 1.3 + 0.5 * len(rows))
+    width = 2 * max(0.8 * len(levels), NARROWEST) + _room(words for words, _ in rows)
+    figure = empty_figure(width, 1.3 + 0.5 * len(rows))
     for axes, (column, words) in zip(figure.subplots(1, 2, sharey=True), _SHOWN.items()):
         grid = np.full((len(rows), len(levels)), np.nan)
         numbers = [[""] * len(levels) for _ in rows]
@@ -95,6 +98,11 @@ def level_figure(table: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("sparsity of the prunable weights")
         axes.set_title(words + (" (chance)" if column == "cosine" else ""), fontsize=9)
     return figure
+
+
+def _room(labels: Iterable[str]) -> float:
+    """Inches that labels beside a heat-map take."""
+    return 0.6 + 0.075 * max(map(len, labels), default=0)
 
 
 def layer_figure(table: pd.DataFrame) -> Figure | None:
@@ -202,7 +210,7 @@ def _page(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
         f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
-        f"<p class=sub>{len(masks)} masks, {len(lines)} pairs</p>"
+        f"<p class=sub>{len(masks)} masks, {len(lines)} pair{'s' * (len(lines) != 1)}</p>"
         f"<section><h2>How alike</h2>{images}</section>"
         f"<section><h2>Every pair</h2>{html_table(header, lines)}</section>"
         f"<section><h2>What was compared</h2>{html_table(list(masks[0]), named)}<pre>{escape(command)}</pre></section>"
