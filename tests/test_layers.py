@@ -14,7 +14,8 @@ LAYERS = {
     "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1, "streaming": 1, "traces": 1,
     "analysis": 2,
     "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3,
-    "evaluation": 4, "similarity": 4, "training": 4,
+    "accounts": 4, "evaluation": 4, "identity": 4, "parents": 4, "predictions": 4, "preparation": 4, "similarity": 4,
+    "training": 4,
     "report": 5,
     "apps": 6, "hydra_plugins": 6,
 }  # fmt: skip
@@ -30,7 +31,7 @@ ALLOWED = {
     "transformers": {"backbones", "data", "tasks"},
     "timm": {"backbones"},
     "datasets": {"data"},
-    "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation"},
+    "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation", "predictions"},
 }
 WITHOUT_TORCH = {"analysis", "report", "runs", "seeds", "provenance", "inputs", "traces"}
 

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback
 from safetensors.torch import load_file, save_file
 
+from essential_sparsity.parents import continued
 from essential_sparsity.pruning import (
     Architecture,
     Lottery,
@@ -20,7 +21,7 @@ from essential_sparsity.pruning import (
 )
 from essential_sparsity.pruning.lottery import Round, survivors_above
 from essential_sparsity.runs import ForeignRun, Run
-from essential_sparsity.training import continued, fit
+from essential_sparsity.training import fit
 from tests.training_parts import arguments
 
 STEPS = {"max_steps": 6, "accelerator": "cpu"}

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from essential_sparsity.analysis.metrics import METRICS
 from essential_sparsity.backbones.tiny import TinyLanguageBackbone
 from essential_sparsity.pruning import Masks, prunable_weights
+from essential_sparsity.pruning.lottery import OMP
 from essential_sparsity.runs import Run, read_run
 from essential_sparsity.seeds import derive
-from essential_sparsity.training import OMP, fit
+from essential_sparsity.training import fit
 from tests.training_parts import arguments
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,7 +1,6 @@
 """Fine-tune or pre-train one run, dense or masked, its parent first: plain Python, for apps, notebooks and sweepers."""
 
 import dataclasses
-import functools
 import shutil
 import time
 import warnings
@@ -13,30 +12,36 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from essential_sparsity.accounts import layer_rows, result, run_info
 from essential_sparsity.callbacks import PruningCallback
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
 from essential_sparsity.callbacks.loader_position import LoaderPosition
 from essential_sparsity.callbacks.snapshot import Snapshot
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
-from essential_sparsity.checkpoints import Checkpoint, Renamed
-from essential_sparsity.evaluation import (
+from essential_sparsity.identity import told
+from essential_sparsity.parents import (
+    as_run,
+    finished_inputs,
+    first_round,
+    for_rewinding,
+    kept,
+    read_round,
+    round_inputs,
+    started_at,
+    starts_anew,
+)
+from essential_sparsity.predictions import device_of, predict
+from essential_sparsity.preparation import (
     calibration_batches,
     check_pruner,
-    device_of,
     head_of,
-    inputs_if_there,
     inputs_of,
-    layer_rows,
     origin_note,
-    predict,
-    result,
-    run_info,
     with_parent,
 )
-from essential_sparsity.inputs import file_digest
-from essential_sparsity.pruning import Masks, exact_sparsity, prunable_names, prunable_weights
-from essential_sparsity.pruning.lottery import OMP, Lottery, Round
+from essential_sparsity.pruning import exact_sparsity, prunable_weights
+from essential_sparsity.pruning.lottery import OMP
 from essential_sparsity.runs import Run, atomic_folder
 from essential_sparsity.seeds import derive
 from essential_sparsity.tasks.optimization import token_steps
@@ -80,27 +85,27 @@ def fit(
     with run.lock():
         if run.finished:
             run.check_config(record["config"])
-            run.check_inputs(_inputs_if_there(backbone, data, pruner, sparsity, parent))
-            if not (missing := [part for part in keep if not _kept(run, part).is_dir() and part != "checkpoints"]):
+            run.check_inputs(finished_inputs(backbone, data, pruner, sparsity, parent))
+            if not (missing := [part for part in keep if not kept(run, part).is_dir() and part != "checkpoints"]):
                 return run.metrics
-            lacking = ", ".join(f"{_kept(run, part).name}/" for part in missing)
+            lacking = ", ".join(f"{kept(run, part).name}/" for part in missing)
             warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
         data.check()
         check_pruner(pruner, [sparsity], data)
         if parent is None:
             backbone.check()
         elif starts_anew(pruner, sparsity):
-            finish_parent(parent, keep=_for_rewinding(pruner, parent))
-            pruner = pruner.after(_round(_as_run(parent["run"])))
+            finish_parent(parent, keep=for_rewinding(pruner, parent))
+            pruner = pruner.after(read_round(as_run(parent["run"])))
         else:
             finish_parent(parent)
-        backbone = _started_at(backbone, pruner, sparsity, parent)
-        inputs = inputs_of(backbone, data, pruner) | _round_inputs(pruner, sparsity, parent)
-        parent_id = None if parent is None else _as_run(parent["run"]).info["id"]
+        backbone = started_at(backbone, pruner, sparsity, parent)
+        inputs = inputs_of(backbone, data, pruner) | round_inputs(pruner, sparsity, parent)
+        parent_id = None if parent is None else as_run(parent["run"]).info["id"]
         run.start(run_info(record, inputs=inputs, parent=parent_id))
         stage = _Stage(backbone, data, task, pruner, sparsity, seed, dict(trainer or {}), tuple(callbacks), inputs)
         if parent is not None and starts_anew(pruner, sparsity):
-            stage.body_seed = _first_round(parent)["seed"]
+            stage.body_seed = first_round(parent)["seed"]
         return stage.train(run, keep=keep, record=record)
 
 
@@ -109,112 +114,18 @@ def fit(
 
 def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)) -> Run:
     """Finish a parent run, waiting for another process that is at it, and give it with its `model/`."""
-    run = _as_run(parent["run"])
+    run = as_run(parent["run"])
     with Run(run.path.with_name(f".{run.path.name}.wait")).lock(wait=True):
         fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # one that is finished: checks its inputs
     return run
 
 
-def continued(backbone: Any, model: Path) -> Any:
-    """Give a backbone that starts from the weights in a run's folder."""
-    return dataclasses.replace(backbone, path=str(model), pretrained=True)
-
-
-def starts_anew(pruner: Any, sparsity: Any) -> bool:
-    """Say whether a run starts from what its parent started from: a lottery ticket, or a round that looks for one."""
-    return isinstance(pruner, Lottery) and bool(pruner.resolve(sparsity))
-
-
-def _started_at(backbone: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None) -> Any:
-    """Give the backbone with the weights that a run starts from: its own, its parent's, or for a round the first's."""
-    if parent is None:
-        if starts_anew(pruner, sparsity):
-            raise ValueError(
-                f"a ticket of sparsity {float(pruner.resolve(sparsity)):g} has no round before it: give parent=…, "
-                "or run essential-sparsity lottery"
-            )
-        return backbone
-    if not starts_anew(pruner, sparsity):
-        return continued(backbone, _as_run(parent["run"]).model)
-    first = _first_round(parent)
-    if pruner.rewind:
-        return continued(backbone, _kept(_as_run(first["run"]), f"step={pruner.rewind}"))
-    return _started_at(backbone, OMP, None, first.get("parent"))
-
-
-def _first_round(parent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the dense round that a chain of rounds began with."""
-    while starts_anew(parent.get("pruner", OMP), parent.get("sparsity")) and parent.get("parent") is not None:
-        parent = parent["parent"]
-    return parent
-
-
-def _inputs_if_there(
-    backbone: Any, data: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None
-) -> dict[str, str] | None:
-    """Give the hashes that a finished run is checked against; None where its inputs are not at hand any more."""
-    found = inputs_if_there(_started_at(backbone, pruner, sparsity, parent), data, pruner)
-    if found is None or (parent is not None and not _as_run(parent["run"]).model.is_dir()):
-        return None
-    return found | _round_inputs(pruner, sparsity, parent)
-
-
-def _round_inputs(pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None) -> dict[str, str]:
-    """Give the hashes of what a ticket's masks are ranked by: the round before; nothing for other runs."""
-    if parent is None or not starts_anew(pruner, sparsity):
-        return {}
-    run = _as_run(parent["run"])
-    files = [*sorted(run.model.glob("*.safetensors")), run.path / "masks.safetensors"]
-    return {f"round before: {file.name}": file_digest(file) for file in files}
-
-
-def _for_rewinding(pruner: Lottery, parent: Mapping[str, Any]) -> list[str]:
-    """Name what the round before must keep: its model, and the first round the weights that all start from."""
-    is_first = not starts_anew(parent.get("pruner", OMP), parent.get("sparsity"))
-    return ["model", f"step={pruner.rewind}"] if pruner.rewind and is_first else ["model"]
-
-
-def _round(run: Run) -> Round:
-    """Read what a finished round leaves."""
-    stored = Checkpoint.open(run.model)
-    names = prunable_names(stored)
-    return Round(Renamed(stored, names), Masks.load(run.path / "masks.safetensors"))
-
-
-def _kept(run: Run, part: str) -> Path:
-    """Give the folder in which a kept part lies."""
-    return run.path / (part if part in ("model", "checkpoints") else f"model_at_{part}")
-
-
-def _as_run(run: Run | Path | str) -> Run:
-    return run if isinstance(run, Run) else Run(Path(run))
-
-
 def _config_of(*arguments: Any) -> dict[str, Any]:
     """Give an identity to a call from Python: what its arguments say of themselves."""
     names = ("backbone", "data", "task", "pruner", "sparsity", "seed", "trainer", "parent")
-    config: dict[str, Any] = {name: _told(value) for name, value in zip(names, arguments, strict=True)}
+    config: dict[str, Any] = {name: told(value) for name, value in zip(names, arguments, strict=True)}
     sparsity = config["sparsity"]
     return config | {"sparsity": None if sparsity is None else float(Fraction(arguments[4]))}
-
-
-def _told(value: Any) -> Any:
-    """Say what an argument is, the same in every process; ValueError where it cannot be said."""
-    if isinstance(value, Mapping):
-        return {str(key): _told(item) for key, item in value.items() if key not in ("run", "logger")}
-    if isinstance(value, (list, tuple)):
-        return [_told(item) for item in value]
-    if isinstance(value, functools.partial):
-        keywords = ", ".join(f"{key}={_told(item)}" for key, item in sorted(value.keywords.items()))
-        return f"{_told(value.func)}({', '.join([*map(str, map(_told, value.args)), keywords])})"
-    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return f"{value.__module__}.{value.__qualname__}"
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    text = repr(value)
-    if " at 0x" in text:
-        raise ValueError(f"{text} has no lasting name, so the run has no identity: give record={{'config': …}}")
-    return text
 
 
 @dataclasses.dataclass
@@ -249,7 +160,7 @@ class _Stage:
         loss = TrainingLoss()
         loader = self.data.train_dataloader()
         steps = [int(part.removeprefix("step=")) for part in keep if part.startswith("step=")]
-        snapshots = [Snapshot(step, _kept(run, f"step={step}"), self.backbone, model) for step in steps]
+        snapshots = [Snapshot(step, kept(run, f"step={step}"), self.backbone, model) for step in steps]
         trainer, checkpoint = self._trainer(run, pruning, loss, loader, snapshots)
         resumed = checkpoint.path if checkpoint.path.is_file() else None
         self._fit(trainer, module, loader, resumed)

@@ -47,7 +47,8 @@ def job(composed: DictConfig) -> list[Outcome]:
 def curve(asked: conf.Asked) -> list[Outcome]:
     """Evaluate every level of one curve, the parent first."""
     from essential_sparsity.evaluation import ascending, evaluate_curve, level_run
-    from essential_sparsity.training import continued, finish_parent
+    from essential_sparsity.parents import continued
+    from essential_sparsity.training import finish_parent
 
     conf.quiet_lightning()
     config, record = asked.config, asked.record

@@ -1,0 +1,102 @@
+"""What comes before any weight is pruned: input hashes, a pruner's files and batches, where stored masks come from."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from essential_sparsity.pruning import Masks
+
+log = logging.getLogger(__name__)
+
+
+def inputs_of(backbone: Any, data: Any, pruner: Any) -> dict[str, str]:
+    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, calibration."""
+    found = {**backbone.inputs(), **data.inputs()}
+    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
+    for part in parts:
+        found |= part.inputs() if hasattr(part, "inputs") else {}
+    return found
+
+
+def inputs_if_there(backbone: Any, data: Any, pruner: Any) -> dict[str, str] | None:
+    """Give the hashes of a run's inputs, or None where they are not at hand (moved away, or a hub that is offline)."""
+    path = getattr(backbone, "path", None)
+    if path is not None and not Path(path).exists():
+        return None
+    try:
+        return inputs_of(backbone, data, pruner)
+    except (OSError, ValueError):
+        return None
+
+
+def head_of(task: Any) -> dict[str, str]:
+    """Give what a backbone's `build` must be told where a task needs another head than a classification's."""
+    while hasattr(task, "func"):  # a partial of a partial: Hydra's own type does not flatten
+        task = task.func
+    head = getattr(task, "head", None)
+    return {} if head is None else {"head": head}
+
+
+# --- what pruners need and say ----------------------------------------------------------------------------------------
+
+
+def check_pruner(pruner: Any, sparsities: Iterable[Any], data: Any) -> None:
+    """Check sparsities, and a pruner's files (stored masks, calibration text), before any model is loaded.
+
+    Raises ValueError for a sparsity that contradicts the pruner, and for calibration text that holds evaluation rows.
+    """
+    calibration = getattr(pruner, "calibration", None)
+    parts: list[Any] = [pruner, calibration]
+    for part in parts:
+        if hasattr(part, "check"):
+            part.check()
+    for sparsity in sparsities:
+        pruner.resolve(sparsity)
+    read = calibration.inputs() if calibration is not None else {}
+    evaluated = {digest: name for name, digest in data.inputs().items() if "train" not in name and len(digest) == 64}
+    for name, digest in read.items():
+        if digest in evaluated:
+            raise ValueError(
+                f"calibration reads {name}, which is {evaluated[digest]}: calibrate on text without evaluation rows"
+            )
+
+
+def calibration_batches(
+    pruner: Any, sparsities: Iterable[Any], preprocessing: Any, data: Any
+) -> list[dict[str, Tensor]] | None:
+    """Give the batches that a calibrated pruner reads, or None for the others and where all is dense."""
+    calibration = getattr(pruner, "calibration", None)
+    if calibration is None or all(pruner.resolve(sparsity) == 0 for sparsity in sparsities):
+        return None
+    return calibration.batches(preprocessing, data)
+
+
+def weights_digest(inputs: Mapping[str, str]) -> str | None:
+    """Give the hash of a run's starting weights from its inputs' hashes, as `Checkpoint.digest` does; None: no file."""
+    weights = {name: value for name, value in inputs.items() if name.endswith(".safetensors")}
+    own = {name: value for name, value in weights.items() if not name.startswith("masks/")}  # stored masks aside
+    files = {name.rsplit("/", 1)[-1]: value for name, value in own.items()}
+    files.pop("masks.safetensors", None)  # what `prune` leaves beside the weights
+    if len(files) < 2:
+        return next(iter(files.values()), None)
+    lines = "".join(f"{name}:{files[name]}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def with_parent(masks: Masks, inputs: Mapping[str, str]) -> Masks:
+    """Give masks that name the weights they were chosen on, unless they name what they come from already."""
+    return masks if masks.parent is not None else dataclasses.replace(masks, parent=weights_digest(inputs))
+
+
+def origin_note(pruner: Any, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Say where stored masks were chosen on other weights than those that they are applied to; else nothing."""
+    origin, ours = pruner.origin() if hasattr(pruner, "origin") else None, weights_digest(inputs)
+    if origin is None or ours is None or origin == ours:
+        return {}
+    log.warning("the masks were chosen on weights %s, this model has %s", origin[:8], ours[:8])
+    return {"masks_chosen_on": origin, "applied_to": ours}
