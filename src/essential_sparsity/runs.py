@@ -38,6 +38,9 @@ ROUND_ROLE = "round"
 
 LONGEST_READABLE = 120
 
+DISTRIBUTION_BINS, DISTRIBUTION_WIDTH = 320, 0.05
+"""Bins of weight / RMS in distribution.parquet, −8 to 8 in steps of the near-zero threshold; a bin more at each end."""
+
 
 # --- files appear whole or not at all ---------------------------------------------------------------------------------
 
@@ -279,10 +282,21 @@ class Run:
 
     def write_layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write layers.csv: per prunable weight its name, layer, kind, num, num_pruned, mean and RMS magnitude."""
+        self._write_csv(rows, "layers.csv")
+
+    def write_probes(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write probes.csv: per probe of frozen features epoch, step, num_images, knn, linear, feature_std, seconds."""
+        self._write_csv(rows, "probes.csv")
+
+    def _write_csv(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         import pyarrow.csv as csv
 
-        with atomic_path(self.path / "layers.csv") as temporary:
+        with atomic_path(self.path / name) as temporary:
             csv.write_csv(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
+
+    def write_distribution(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write distribution.parquet: per layer and kind moments, zeros and a histogram of weight / RMS."""
+        self._write_table(pa.Table.from_pylist([dict(row) for row in rows]), "distribution.parquet")
 
     def _write_table(self, table: pa.Table, name: str) -> None:
         with atomic_path(self.path / name) as temporary:
@@ -326,6 +340,18 @@ class RunRecord:
         import pyarrow.csv as csv
 
         return csv.read_csv(self.path / "layers.csv")
+
+    def probes(self) -> pa.Table | None:
+        """Read probes.csv: epoch, step, num_images, knn, linear, feature_std, seconds; None where nothing was probed."""
+        import pyarrow.csv as csv
+
+        path = self.path / "probes.csv"
+        return csv.read_csv(path) if path.is_file() else None
+
+    def distribution(self) -> pa.Table | None:
+        """Read distribution.parquet: layer, kind, num, mean, std, rms, …, counts; None where none was measured."""
+        path = self.path / "distribution.parquet"
+        return pq.read_table(path) if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from essential_sparsity.runs import ROUND_ROLE, RunRecord, flatten, identity
 
 AXES = ("sparsity", "sparsities", "seed")  # a curve's own axes: never part of its name
 
+ARM = "arm"
+"""The choice that stands for a whole pre-training: the run's `parent`, or the run itself where it is the parent."""
+
 Keys = dict[str, Any]
 
 
@@ -24,8 +27,11 @@ def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
     choices = [_choices(record) for record in records]
     nodes = sorted(set.intersection(*(set(choice) for choice in choices))) if choices else []
     keys: list[Keys] = [{} for _ in records]
+    if any(ARM in choice for choice in choices):
+        flat = _add_arms(keys, [choice.get(ARM, "none") for choice in choices], flat, records)
     for node in nodes:
-        _add_node(keys, node, [choice[node] for choice in choices], flat)
+        if node != ARM:
+            _add_node(keys, node, [choice[node] for choice in choices], flat)
     for name in _varying(flat):
         if name not in keys[0] and name.split(".")[0] not in nodes:
             for target, source in zip(keys, flat):
@@ -62,7 +68,8 @@ def pruner_name(record: RunRecord) -> str:
 
 
 def _choices(record: RunRecord) -> dict[str, str]:
-    given = {str(k): str(v) for k, v in (record.info.get("choices") or {}).items() if str(k) in record.config}
+    chosen = {str(k): str(v) for k, v in (record.info.get("choices") or {}).items()}
+    given = {key: value for key, value in chosen.items() if key in record.config or key == ARM}
     return {**given, "pruner": pruner_name(record)}
 
 
@@ -77,6 +84,20 @@ def _add_node(keys: list[Keys], node: str, names: Sequence[str], flat: Sequence[
     for key in sorted({key for group in under.values() for key in _varying(group)}):
         for target, source in zip(keys, flat):
             target[key] = source.get(key)
+
+
+def _add_arms(keys: list[Keys], arms: Sequence[str], flat: Sequence[Keys], records: Sequence[RunRecord]) -> list[Keys]:
+    """Add `arm`, and give the flat keys without what is the same in all runs of an arm: an arm stands for its node."""
+    of_arm = ["parent." if record.config.get("parent") else "" for record in records]
+    vary: set[str] = set()
+    for arm in set(arms):
+        vary |= set(_varying([source for source, own in zip(flat, arms) if own == arm]))
+    kept = []
+    for target, arm, source, prefix in zip(keys, arms, flat, of_arm):
+        if len(set(arms)) > 1:
+            target[ARM] = arm
+        kept.append({k: v for k, v in source.items() if k in vary or not k.startswith(prefix)})
+    return kept
 
 
 def _without_rounds(config: Mapping[str, Any]) -> Mapping[str, Any]:

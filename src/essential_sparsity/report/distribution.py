@@ -1,0 +1,194 @@
+"""Layer-wise pictures of weights: ridges per layer and kind under three scalings, and zeros per layer (Figure 7)."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from essential_sparsity.analysis.distribution import (
+    GAUSSIAN_NEAR_ZERO,
+    SCALINGS,
+    WeightDistribution,
+    distribution_table,
+)
+from essential_sparsity.report import style
+from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
+from essential_sparsity.report.similarity import POLICY
+from essential_sparsity.report.tables import html_table
+from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.runs import RunRecord, atomic_path
+
+REACH = {"rms": (-3.2, 3.2), "standard": (-3.2, 3.2), "min-max": (0.0, 1.0)}
+AXIS = {"rms": "weight / RMS", "standard": "(weight − mean) / σ", "min-max": "(weight − min) / (max − min)"}
+
+METHOD = (
+    "Each matrix is scaled by itself; a fused qkv is split into query, key and value first. The paper does not say which "
+    "scaler its Figure 7 used: standard, min-max and RMS are drawn. Under min-max weight 0 does not lie at 0 but where "
+    "the small tick stands, and two outliers decide how wide everything looks. Near zero means, in every model and "
+    "layer alike, a magnitude below 0.05 times the matrix's own RMS: a Gaussian has 3.99 % there, so only what exceeds "
+    "that is more than its width says. Weights beyond 8 RMS are counted, not drawn."
+)
+
+
+def read_distributions(records: Sequence[RunRecord], names: Sequence[str] | None = None) -> list[WeightDistribution]:
+    """Read the distributions of runs that have one, named as told or by what was measured."""
+    found = []
+    for index, record in enumerate(records):
+        table = record.distribution()
+        if table is not None:
+            name = names[index] if names else str(record.config.get("model") or record.path.name)
+            found.append(WeightDistribution.from_table(table, name=name))
+    return found
+
+
+def write_distribution_figures(
+    found: Sequence[WeightDistribution], folder: Path, *, scalings: Sequence[str] = SCALINGS
+) -> dict[str, bytes]:
+    """Write ridges per scaling and zeros per layer as SVG and PNG; give the SVGs by kind."""
+    drawings = {f"ridges-{scaling}": lambda scaling=scaling: ridge_figure(found, scaling) for scaling in scalings}
+    drawings["zeros"] = lambda: zeros_figure(found)
+    pictures = {}
+    with style.matplotlib_style():
+        for kind, draw in drawings.items():
+            figure = draw()
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, for both files
+            files = [save_figure(figure, folder / f"{kind}.{suffix}") for suffix in ("svg", "png")]
+            pictures[kind] = files[0].read_bytes()
+    return pictures
+
+
+def ridge_figure(found: Sequence[WeightDistribution], scaling: str) -> Figure:
+    """Density of the scaled weights: a column per kind, a ridge per layer (the first on top), a colour per model."""
+    kinds, layers = _all_kinds(found), sorted({layer for each in found for layer in each.layers})
+    figure = empty_figure(1.0 + 1.9 * len(kinds), 1.4 + 0.42 * len(layers))
+    columns = np.atleast_1d(figure.subplots(1, len(kinds), sharex=True, sharey=True))
+    for axes, kind in zip(columns, kinds):
+        _draw_ridges(axes, found, scaling, kind, layers)
+        axes.set_title(short_kind(kind), fontsize=9)
+    columns[0].set_yticks([-index for index in range(len(layers))], [str(layer) for layer in layers])
+    columns[0].set_ylabel("layer")
+    figure.supxlabel(AXIS[scaling], fontsize=9)
+    _legend(figure, columns[0])
+    return figure
+
+
+def _draw_ridges(
+    axes: Axes, found: Sequence[WeightDistribution], scaling: str, kind: str, layers: Sequence[int]
+) -> None:
+    """One kind: ridges of equal height per layer, so that shapes compare, and a tick where weight 0 lies."""
+    for number, each in enumerate(found):
+        for index, layer in enumerate(layers):
+            if kind not in each.kinds or layer not in each.layers:
+                continue
+            edges, density = each.density(scaling, layer=layer, kind=kind, merge=2)
+            middles, heights = (edges[1:] + edges[:-1]) / 2, 1.5 * density / max(density.max(), 1e-12)
+            colour, label = _colour(number), each.name if index == 0 else None
+            axes.fill_between(middles, -index, heights - index, color=colour, alpha=0.18, lw=0, zorder=index)
+            axes.plot(middles, heights - index, color=colour, lw=0.9, label=label, zorder=index)
+            if scaling == "min-max":
+                zero = each.zero(scaling, layer=layer, kind=kind)
+                axes.plot([zero, zero], [-index - 0.12, -index + 0.12], color=colour, lw=1.4, zorder=index)
+    axes.set_xlim(*REACH[scaling])
+    axes.grid(False)
+
+
+def zeros_figure(found: Sequence[WeightDistribution]) -> Figure:
+    """Share near zero per layer: all kinds together first, then kind by kind; the Gaussian's as a dotted line."""
+    kinds = _all_kinds(found)
+    figure = empty_figure(2.2 * (len(kinds) + 1), 2.9)
+    columns = np.atleast_1d(figure.subplots(1, len(kinds) + 1, sharey=True))
+    for axes, kind in zip(columns, ["all", *kinds]):
+        for number, each in enumerate(found):
+            shares = each.shares("layer") if kind == "all" else each.shares("kind", "layer")
+            if kind != "all":
+                if kind not in each.kinds:
+                    continue
+                shares = shares.loc[kind]
+            axes.plot(shares.index, 100 * shares.to_numpy(float), "o-", ms=3, color=_colour(number), label=each.name)
+        axes.axhline(100 * GAUSSIAN_NEAR_ZERO, color=style.MUTED, ls=":", label="Gaussian")
+        axes.set_title("all kinds" if kind == "all" else short_kind(kind), fontsize=9)
+        axes.set_xlabel("layer")
+    columns[0].set_ylabel("near zero, % of the weights")
+    _legend(figure, columns[0])
+    return figure
+
+
+def _all_kinds(found: Sequence[WeightDistribution]) -> list[str]:
+    return list(dict.fromkeys(kind for each in found for kind in each.kinds))
+
+
+def _colour(number: int) -> str:
+    return style.CURVE if number == 0 else style.control_colour(number - 1)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(5, len(labels))))
+
+
+# --- page -------------------------------------------------------------------------------------------------------------
+
+
+def sentence(found: Sequence[WeightDistribution]) -> str:
+    """Which model has more weights near zero, in all and in how many of the matrices that both have."""
+    totals = "; ".join(f"{each.name} {100 * each.shares()['total']:.2f} %" for each in found)
+    told = f"Below 0.05 RMS of their matrix (Gaussian: 3.99 %): {totals}."
+    if len(found) < 2:
+        return told
+    first, *others = (each.shares("layer", "kind") for each in found)
+    for other, each in zip(others, found[1:]):
+        shared = first.index.intersection(other.index)
+        more = int((other.loc[shared] > first.loc[shared]).sum())
+        told += f" {each.name} has more than {found[0].name} in {more} of {len(shared)} matrices."
+    return told
+
+
+def share_rows(found: Sequence[WeightDistribution]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the shares near zero by kind, a column per model."""
+    lines = []
+    for kind in _all_kinds(found):
+        shares = [each.shares("kind") for each in found]
+        lines.append([short_kind(kind), *(f"{100 * s[kind]:.2f} %" if kind in s.index else "–" for s in shares)])
+    lines.append(["all", *(f"{100 * each.shares()['total']:.2f} %" for each in found)])
+    return ["near zero, by kind", *(each.name for each in found)], lines
+
+
+def distribution_section(found: Sequence[WeightDistribution], out: Path, *, note: str = "") -> str:
+    """Write `out/distribution.csv` and figures; give a section of a sweep's page, empty without a distribution."""
+    if not found:
+        return ""
+    with atomic_path(out / "distribution.csv") as temporary:
+        distribution_table(found).to_csv(temporary, index=False)
+    pictures = write_distribution_figures(found, out / "figures" / "distribution")
+    shown = {kind: pictures[kind] for kind in ("ridges-rms", "zeros")}
+    others = {kind: picture for kind, picture in pictures.items() if kind not in shown}
+    return (
+        f"<section><h2>Weights, layer by layer</h2><p class=lead>{escape(sentence(found))}</p>"
+        f"{pictures_html(shown)}<details><summary>under standard and min-max scaling</summary>{pictures_html(others)}"
+        f"</details>{html_table(*share_rows(found))}<p class=note>{escape(f'{note} {METHOD}'.strip())}</p></section>"
+    )
+
+
+def write_distribution_page(records: Sequence[RunRecord], out: Path) -> list[WeightDistribution]:
+    """Write `out/index.html`, `distribution.csv` and figures of models that were measured, not evaluated."""
+    found = read_distributions(records)
+    title = str(records[0].info.get("name") or out.parent.name)
+    section = distribution_section(found, out)
+    inputs = [[str(record.config.get("model")), key, value]
+              for record in records for key, value in (record.info.get("inputs") or {}).items()]  # fmt: skip
+    command = str(records[0].info.get("command") or "")
+    with atomic_path(out / "index.html") as temporary:
+        temporary.write_text(
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
+            f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
+            f"<p class=sub>{len(found)} models, one checkpoint each: what is said is said of these checkpoints</p>"
+            f"{section}<section><h2>Reproduce</h2><pre>{escape(command)}</pre>"
+            f"{html_table(['model', 'input', 'sha256'], inputs)}</section></main></body></html>\n",
+            encoding="utf-8",
+        )
+    return found
