@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that the tests run in, one thread each; 0 runs them in one, as a debugger wants it.
+WORKERS ?= 2
 
 # Spinning OpenMP threads slow a shared machine tenfold; nothing here needs a hub.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -29,7 +31,7 @@ lint: setup     ## style and types
 	$(BIN)/pyright
 
 test: lint      ## what CI runs: style, types, unit tests, README's commands, every experiment at scale=tiny, notebooks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 bench: setup    ## peers and ours side by side, into outputs/bench/
 	$(BIN)/python -m tests.bench

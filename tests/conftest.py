@@ -11,6 +11,16 @@ from pathlib import Path
 
 import pytest
 
+SPREAD = ("test_experiments.py", "test_training.py")
+"""Files whose tests take long and share nothing: they may run in any process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the other files' tests in one process each, where they share fixtures (`pytest -n 2 --dist loadgroup`)."""
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
 
 def _folder(variable: str) -> Path:
     """Give the folder that an environment variable names, or skip the test, visibly."""

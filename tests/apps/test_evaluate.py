@@ -11,11 +11,19 @@ from essential_sparsity.runs import read_runs
 TRAIN = "train backbone=vit_tiny data=digits name=dense trainer.max_epochs=8 optimizer.lr=2e-3 save_model=true"
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Give the folder that keeps the one trained model for all tests."""
+    return tmp_path_factory.mktemp("kept") / "dense"
+
+
 @pytest.fixture
-def fine_tuned(command, tmp_path):
-    """Give the folder of a model with a trained head."""
-    assert command(TRAIN)[0] == 0
-    (record,) = read_runs(tmp_path / "outputs/dense")
+def fine_tuned(kept, command, tmp_path):
+    """Give the run of a model with a trained head."""
+    if not kept.is_dir():
+        assert command(TRAIN)[0] == 0
+        (tmp_path / "outputs/dense").rename(kept)
+    (record,) = read_runs(kept)
     return record
 
 
