@@ -342,7 +342,7 @@ class RunRecord:
         return csv.read_csv(self.path / "layers.csv")
 
     def probes(self) -> pa.Table | None:
-        """Read probes.csv: epoch, step, num_images, knn, linear, feature_std, seconds; None where nothing was probed."""
+        """Read probes.csv: epoch, step, num_images, knn, linear, feature_std, seconds; None where there is none."""
         import pyarrow.csv as csv
 
         path = self.path / "probes.csv"

@@ -19,6 +19,10 @@ from essential_sparsity.backbones.weights import (
 )
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
+CLASSIFICATION, FEATURES = "classification", "features"
+HEADS = (CLASSIFICATION, FEATURES)
+"""What a model can be built with: a classifier, or none, so that it gives the pooled features before one."""
+
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
@@ -167,31 +171,41 @@ class VisionBackbone:
         return given | dict(self.arguments)
 
     def build(
-        self, *, num_labels: int, seed: int, require_head: bool = False, body_seed: int | None = None
+        self,
+        *,
+        num_labels: int,
+        seed: int,
+        require_head: bool = False,
+        body_seed: int | None = None,
+        head: str = CLASSIFICATION,
     ) -> nn.Module:
         """Build the fp32 model in training mode with `num_labels` outputs.
 
         The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. The rest of an
-        untrained model is drawn from `body_seed` (None: `seed`). Raises ValueError naming weights that the files lack,
-        and any weight that holds NaN or infinity. The global random state is kept.
+        untrained model is drawn from `body_seed` (None: `seed`). `head="features"` gives a model without classifier
+        that takes images of several sizes, as self-distillation needs it. Raises ValueError naming weights that the
+        files lack, and any weight that holds NaN or infinity. The global random state is kept.
         """
         import timm
 
+        if head not in HEADS:
+            raise ValueError(f"head={head!r} is unknown to vision backbones{suggest(head, HEADS)}")
+        several = {} if head == CLASSIFICATION else {"dynamic_img_size": True}
+        arguments = {"num_classes": num_labels if head == CLASSIFICATION else 0, **several, **self._arguments()}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed if body_seed is None else body_seed)  # of the CPU alone
             try:
-                model = timm.create_model(
-                    self.model_name.partition(".")[0], pretrained=False, num_classes=num_labels, **self._arguments()
-                )
+                model = timm.create_model(self.model_name.partition(".")[0], pretrained=False, **arguments)
             except TypeError as error:
-                raise ValueError(f"timm's {self.model_name} refuses its arguments: {error}") from error
-        head = _head_names(model)
+                remedy = ": give a timm ViT, which takes images of several sizes" if several else ""
+                raise ValueError(f"timm's {self.model_name} refuses its arguments: {error}{remedy}") from error
+        classifier = _head_names(model)
         if self.pretrained:
-            self._load(model, new=set() if require_head else head)
+            self._load(model, new=set() if require_head else classifier)
         elif require_head:
             raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
         if not require_head:
-            draw_modules(model, head, seed)
+            draw_modules(model, classifier, seed)
         return model.float().train()
 
     def _load(self, model: nn.Module, *, new: set[str]) -> None:

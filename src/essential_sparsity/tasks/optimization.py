@@ -79,6 +79,11 @@ def one_cycle(optimizer: Optimizer, num_steps: int, *, warmup: float = 0.3, init
     return LambdaLR(optimizer, factor)
 
 
+def cosine_between(start: float, end: float, *, step: int, num_steps: int) -> float:
+    """Move from `start` at step 0 to `end` at `num_steps` along half a cosine, and stay there."""
+    return end + (start - end) * _half_cosine(min(1.0, step / max(1, num_steps)))
+
+
 Schedule = Callable[[Optimizer, int], LambdaLR]
 
 
