@@ -103,6 +103,7 @@ class ClassificationData(ABC):
 
     metric: str = "accuracy"
     num_labels: int = 0
+    augmentation: Any = None  # makes views of the training batches on their device (data/views.py); of images alone
     _told: str
 
     def __init__(

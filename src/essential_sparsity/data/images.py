@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import torch.nn.functional as functional
 
 from essential_sparsity.data.batches import Batch, random_permutation
 from essential_sparsity.data.classification import ClassificationData
+from essential_sparsity.data.colour import LUMA
 from essential_sparsity.inputs import (
     cache_folder,
     cached_folder,
@@ -30,9 +32,6 @@ from essential_sparsity.seeds import derive
 FORMAT = 1
 """Raised when the cached files' meaning changes."""
 
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in brightness (ITU-R BT.601), for backbones of one channel."""
-
 
 @dataclass(frozen=True)
 class DecodedImages:
@@ -43,6 +42,7 @@ class DecodedImages:
     labels: np.ndarray  # int64 [N]
     preprocessing: Any
     noise: float = 0.0  # standard deviation, in units of the full range of brightness
+    augmentation: Any = None  # of training rows: data/views.py
 
     @property
     def lengths(self) -> None:
@@ -50,15 +50,20 @@ class DecodedImages:
         return None
 
     def batch(self, rows: np.ndarray, *, epoch: int, seed: int | None) -> Batch:
-        """Normalise these rows to images [rows, C, size, size]; with a seed, Gaussian noise is added first."""
-        images = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).float().div_(255.0)
+        """Normalise these rows to `images` [rows, C, size, size]; with a seed, Gaussian noise is added first.
+
+        With a seed and an augmentation, `pixels` (uint8, as stored) and `view_parameters` are given in their place.
+        """
+        batch = {"labels": torch.from_numpy(self.labels[rows]), "row": torch.from_numpy(np.asarray(rows, np.int64))}
+        pixels = torch.from_numpy(self.pixels[rows])
+        if seed is not None and self.augmentation is not None:
+            shape = (pixels.shape[1], pixels.shape[2])
+            drawn = self.augmentation.draw(rows, epoch=epoch, seed=seed, shape=shape)
+            return {"pixels": pixels, "view_parameters": drawn, **batch}
+        images = pixels.permute(0, 3, 1, 2).float().div_(255.0)
         if seed is not None and self.noise > 0:
             images += self.noise * torch.from_numpy(_noise(rows, tuple(images.shape[1:]), seed=seed, epoch=epoch))
-        return {
-            "images": normalise(images, self.preprocessing),
-            "labels": torch.from_numpy(self.labels[rows]),
-            "row": torch.from_numpy(np.asarray(rows, dtype=np.int64)),
-        }
+        return {"images": normalise(images, self.preprocessing), **batch}
 
 
 def _noise(rows: np.ndarray, shape: tuple[int, ...], *, seed: int, epoch: int) -> np.ndarray:
@@ -69,18 +74,34 @@ def _noise(rows: np.ndarray, shape: tuple[int, ...], *, seed: int, epoch: int) -
 
 def normalise(images: torch.Tensor, preprocessing: Any) -> torch.Tensor:
     """Bring images [N, C, H, W] in [0, 1] to the backbone's channels, size, mean and standard deviation."""
-    wanted = preprocessing.num_channels
-    if images.shape[1] == 1 and wanted == 3:
-        images = images.expand(-1, 3, -1, -1)
-    elif images.shape[1] == 3 and wanted == 1:
-        images = (images * torch.tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    images = match_channels(images, preprocessing.num_channels)
     if images.shape[-2:] != (preprocessing.size, preprocessing.size):
         images = functional.interpolate(
             images, size=(preprocessing.size,) * 2, mode=preprocessing.interpolation, antialias=True
         )
-    mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
+    return standardise(images, preprocessing)
+
+
+def match_channels(images: torch.Tensor, wanted: int) -> torch.Tensor:
+    """Give images [N, C, H, W] as many channels as a backbone wants: grey repeated, or the brightness of colours."""
+    if images.shape[1] == 1 and wanted == 3:
+        return images.expand(-1, 3, -1, -1)
+    if images.shape[1] == 3 and wanted == 1:
+        return (images * _per_channel(LUMA, images.device)).sum(1, keepdim=True)
+    return images
+
+
+def standardise(images: torch.Tensor, preprocessing: Any) -> torch.Tensor:
+    """Bring images [N, C, H, W] to the backbone's mean and standard deviation per channel."""
+    mean, std = (_per_channel(tuple(values), images.device) for values in (preprocessing.mean, preprocessing.std))
     return (images - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Give one number per channel as [1, C, 1, 1]; sent to a device once, for that waits for it."""
+    with torch.inference_mode(False):  # one that is kept must do for training, too
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def decoded(
@@ -159,7 +180,15 @@ class ImageData(ClassificationData):
 
     PART_SEED = 0
 
-    def __init__(self, *, part: str = "all", part_share: float = 0.5, noise: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        part: str = "all",
+        part_share: float = 0.5,
+        noise: float = 0.0,
+        augmentation: Any = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         if part not in PARTS:
             raise ValueError(f"data.part={part!r} is no part{suggest(str(part), PARTS)}")
@@ -169,7 +198,11 @@ class ImageData(ClassificationData):
             raise ValueError(
                 f"data.noise={noise} is no standard deviation: give 0 or more, in units of full brightness"
             )
-        self.part, self.part_share, self.noise = part, part_share, noise
+        if augmentation is not None and not hasattr(augmentation, "bind"):
+            raise ValueError(f"data.augmentation={augmentation!r} makes no views: use +data/augmentation=multi_crop")
+        if augmentation is not None and noise:
+            raise ValueError(f"data.noise={noise} has no meaning beside an augmentation: give 0")
+        self.part, self.part_share, self.noise, self.augmentation = part, part_share, noise, augmentation
 
     def part_rows(self, num: int) -> np.ndarray:
         """Give the training rows of the chosen part."""
@@ -177,8 +210,11 @@ class ImageData(ClassificationData):
         return {"all": np.arange(num), "first": np.sort(order[:first]), "second": np.sort(order[first:])}[self.part]
 
     def select_images(self, train: DecodedImages, evaluation: dict[str, DecodedImages]) -> None:
-        """Fix the rows: training rows of the part, noisy while training, evaluation rows as they are."""
-        self.select(replace(train, noise=self.noise), evaluation, candidates=self.part_rows(len(train.labels)))
+        """Fix the rows: training rows of the part, noisy or augmented while training, evaluation rows as they are."""
+        if self.augmentation is not None:
+            self.augmentation = self.augmentation.bind(train.preprocessing)
+        train = replace(train, noise=self.noise, augmentation=self.augmentation)
+        self.select(train, evaluation, candidates=self.part_rows(len(train.labels)))
 
 
 class Images(ImageData):
