@@ -142,11 +142,12 @@ def matched(ours: Pretraining, theirs: Pretraining) -> pd.DataFrame:
 def _equal(match: str, ours: Pretraining, theirs: Pretraining) -> tuple[float, float]:
     """Images that each side has seen when the two are equal."""
     if match == "images":
-        fewest = min(ours.num_images, theirs.num_images)
+        fewest = float(np.minimum(ours.num_images, theirs.num_images))  # NaN where one is not known
         return fewest, fewest
     if match == "flops":
-        least = min(ours.train_flops, theirs.train_flops)
-        return tuple(least / each.train_flops * each.num_images for each in (ours, theirs))  # type: ignore[return-value]
+        least = float(np.minimum(ours.train_flops, theirs.train_flops))
+        first, second = (least / each.train_flops * each.num_images for each in (ours, theirs))
+        return first, second
     known = [each.probes.dropna(subset=["knn"]) for each in (ours, theirs)]
     if any(table.empty for table in known):
         return float("nan"), float("nan")

@@ -1,12 +1,13 @@
 """WeightDistribution: normalised weights per layer and kind, and how many of them are near zero (Figure 7).
 
 The paper does not say which scaler its figure used, so all three are offered. Standard: (w − mean) / σ. Min-max:
-(w − min) / (max − min), where weight 0 lies at −min / (max − min) and the scale hangs on two outliers. RMS: w / RMS, where
-0 stays 0. All are taken within one matrix, as the near-zero threshold is.
+(w − min) / (max − min), where weight 0 lies at −min / (max − min) and the scale hangs on two outliers. RMS: w / RMS,
+where 0 stays 0. All are taken within one matrix, as the near-zero threshold is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,11 +79,17 @@ class WeightDistribution:
         return float(shift), float(width) or 1.0
 
     def shares(self, *by: str) -> pd.Series:
-        """Share of weights below 0.05 RMS of their matrix, by layer, kind or both; in all without `by`."""
-        if not by:
-            return pd.Series({"total": self.lines["num_near"].sum() / self.lines["num"].sum()})
-        summed = self.lines.groupby(list(by), sort=False)[["num_near", "num"]].sum()
-        return summed["num_near"] / summed["num"]
+        """Share of weights below 0.05 RMS of their matrix, by layer, kind or both."""
+        summed: dict[Any, Any] = {}
+        for column in ("num_near", "num"):
+            summed[column] = self.lines.groupby(list(by), sort=False)[column].sum()
+        return pd.Series(summed["num_near"] / summed["num"])
+
+    @property
+    def share(self) -> float:
+        """Share of all weights below 0.05 RMS of their matrix."""
+        near, num = (self.lines[column].to_numpy(float).sum() for column in ("num_near", "num"))
+        return float(near / num)
 
 
 def distribution_table(found: Sequence[WeightDistribution]) -> pd.DataFrame:

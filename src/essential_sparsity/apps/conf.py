@@ -25,7 +25,7 @@ OWN_LENGTH = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_cl
 OWN_DEFAULTS = {"optimizer": "adamw", "schedule": "linear"}
 """Where a parent's optimizer and schedule start from, as those of a run do: not from the run's own choice."""
 
-GROUPS = ("experiment", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
+GROUPS = ("experiment", "arm", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
 SILENT_OVERRIDES = (
     *("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "sparsities"),
     *("save_model", "keep_checkpoints"),
@@ -98,6 +98,8 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     """
     config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
     assert isinstance(config, DictConfig)
+    if not config.get("models"):
+        config.pop("models", None)  # no part of other runs' identity
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
     for key, value in (config.scale.pruner if config.get("scale") and config.get("pruner") else {}).items():
         if key in config.pruner:
@@ -234,6 +236,9 @@ def _shrink(config: DictConfig, chosen: dict[str, str]) -> None:
                     chosen[group] = embedded[group]
         if "trainer" in stage:
             stage.trainer = OmegaConf.merge(stage.trainer, scale.trainer)
+    for name, node in (config.get("models") or {}).items():
+        if OmegaConf.is_dict(node):
+            config.models[name] = group_file("backbone", scale.models[node._target_.rsplit(".", 1)[-1]])
     config.name = f"{config.name}-{scale.name}"
 
 

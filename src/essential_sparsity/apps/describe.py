@@ -26,7 +26,7 @@ def describe(asked: conf.Asked) -> None:
     from essential_sparsity.pruning.architecture import architecture_of, prunable_names
 
     backbone = conf.instantiate(asked.config["backbone"])
-    weights = _weights(backbone)
+    weights = weights_of(backbone)
     names = prunable_names(weights, architecture_of(weights))
     prunable = {canonical: weights[name] for canonical, name in names.items()}
     console = Console(width=None if Console().is_terminal else 110)
@@ -37,7 +37,7 @@ def describe(asked: conf.Asked) -> None:
     _print_next(console, asked, sum(math.prod(weight.shape) for weight in prunable.values()), weights)
 
 
-def _weights(backbone: Any) -> Mapping[str, Any]:
+def weights_of(backbone: Any, *, seed: int = 0) -> Mapping[str, Any]:
     """Give a backbone's weights by name: lazily from its local file, else from the model."""
     from essential_sparsity.checkpoints import Checkpoint
 
@@ -45,7 +45,7 @@ def _weights(backbone: Any) -> Mapping[str, Any]:
     local = getattr(backbone, "folder", None) or getattr(backbone, "source", None)
     if backbone.pretrained and local is not None:
         return Checkpoint.open(Path(local))
-    return dict(backbone.build(num_labels=2, seed=0).named_parameters())
+    return dict(backbone.build(num_labels=2, seed=seed).named_parameters())
 
 
 def _print_tensors(console: Console, weights: Mapping[str, Any], chosen: set[str], prunable: Mapping[str, Any]) -> None:

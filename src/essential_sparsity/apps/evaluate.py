@@ -22,6 +22,11 @@ def job(composed: DictConfig) -> list[Outcome]:
         asked = conf.from_hydra(composed)
         if asked.config.get("plan"):
             raise ValueError("plan=true is for train: a level of evaluate costs one pass over the evaluation rows")
+        if asked.config.get("models"):
+            from essential_sparsity.apps.distributions import measure_models
+
+            found.extend(measure_models(asked))
+            return found[-1]
         if asked.config.get("data") is None:
             from essential_sparsity.apps.describe import describe
 

@@ -79,12 +79,20 @@ def parent_arguments(
     run = conf.Run(asked.folder / "parents" / conf.run_id(recorded))
     record = {
         "config": {"name": asked.config["name"], **recorded},
-        "choices": {},
+        "choices": {"arm": asked.choices["arm"]} if "arm" in asked.choices and _is_pretraining(asked, config) else {},
         "overrides": [],
         "command": asked.command,
     }
     grandparent = parent_arguments(asked, config.get("parent"), recorded.get("parent"))
     return stage_arguments(config) | {"run": run, "record": record, "parent": grandparent}
+
+
+def _is_pretraining(asked: conf.Asked, config: Mapping[str, Any]) -> bool:
+    """Say whether a parent is what `arm=` describes: the nearest one that is no round of a lottery."""
+    from essential_sparsity.runs import ROUND_ROLE
+
+    stages = (stage for _, stage in asked.parents() if stage.get("role") != ROUND_ROLE)
+    return next(stages, None) is config
 
 
 def stage_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from essential_sparsity.analysis import curves_from_runs
+from essential_sparsity.report.budgets import budgets_section, read_arms
+from essential_sparsity.report.contrast import contrast_section, side_by_side
+from essential_sparsity.report.distribution import distribution_section, read_distributions
 from essential_sparsity.report.document import page
 from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
+from essential_sparsity.report.interactive import Plot
 from essential_sparsity.report.panels import Panel, make_panels
 from essential_sparsity.report.sweep_traces import traces_section
 from essential_sparsity.report.tables import curves_table
@@ -22,8 +26,9 @@ def write_report(
 ) -> list[dict[str, Any]]:
     """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
 
-    index.html, curves.csv, essential_sparsity.json, figures/, equivalence.csv where pruners stand side by side, and
-    traces.csv and change_points.json where runs or their parents recorded a sparsity trace.
+    index.html, curves.csv, essential_sparsity.json, figures/, equivalence.csv where pruners stand side by side,
+    contrasts.json, budgets.csv, matched.csv and distribution.csv where pre-trainings do, and traces.csv and
+    change_points.json where runs or their parents recorded a sparsity trace.
     `epsilon` and `rho` default to what the newest run recorded, then to the metric's ε and 0.05. A partial sweep, or
     one with only failures, gets a page that says so.
     Raises ValueError when there is no run at all.
@@ -49,11 +54,33 @@ def write_report(
     if any(panel.equalities for panel in panels):
         with atomic_path(out / "equivalence.csv") as temporary:
             equality_table(_once(panels)).to_csv(temporary, index=False)
-    traces = traces_section(read_runs(folder, include_parents=True), out)
+    every = read_runs(folder, include_parents=True)
+    plots: dict[str, Plot] = {}
+    arms = arms_sections(panels, every, out, plots)
+    traces = traces_section(every, out)
     with atomic_path(out / "index.html") as temporary:
         name = str(records[0].info.get("name") or folder.name)
-        temporary.write_text(page(title or name, panels, records, name=folder.name, traces=traces), encoding="utf-8")
+        text = page(title or name, panels, records, name=folder.name, traces=traces, arms=arms, plots=plots)
+        temporary.write_text(text, encoding="utf-8")
     return results
+
+
+def arms_sections(
+    panels: Sequence[Panel], records: Sequence[RunRecord], out: Path, plots: dict[str, Plot]
+) -> tuple[str, str]:
+    """Write what compares pre-trainings; give the page's sections before the curves and after them.
+
+    Before: arms side by side, and what they cost. After: their weights, layer by layer. Empty where none is compared.
+    """
+    sides = side_by_side(panels, records)
+    arms = read_arms(records)
+    first = {each.arm: each for each in reversed(arms) if each.state == "finished"}
+    runs = {record.path.name: record for record in records}
+    shown = [(arm, runs[first[arm].run]) for arm in dict.fromkeys(each.arm for each in arms) if arm in first]
+    found = read_distributions([record for _, record in shown], [arm for arm, _ in shown])
+    note = "Weights that each pre-training handed on, first seed of each arm."
+    before = contrast_section(sides, out, plots) + budgets_section(arms, sides, out)
+    return before, distribution_section(found, out, note=note)
 
 
 def _once(panels: Sequence[Panel]) -> list[Equality]:

@@ -1,6 +1,7 @@
 """Layer-wise pictures of weights: ridges per layer and kind under three scalings, and zeros per layer (Figure 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -25,11 +26,11 @@ REACH = {"rms": (-3.2, 3.2), "standard": (-3.2, 3.2), "min-max": (0.0, 1.0)}
 AXIS = {"rms": "weight / RMS", "standard": "(weight − mean) / σ", "min-max": "(weight − min) / (max − min)"}
 
 METHOD = (
-    "Each matrix is scaled by itself; a fused qkv is split into query, key and value first. The paper does not say which "
-    "scaler its Figure 7 used: standard, min-max and RMS are drawn. Under min-max weight 0 does not lie at 0 but where "
-    "the small tick stands, and two outliers decide how wide everything looks. Near zero means, in every model and "
-    "layer alike, a magnitude below 0.05 times the matrix's own RMS: a Gaussian has 3.99 % there, so only what exceeds "
-    "that is more than its width says. Weights beyond 8 RMS are counted, not drawn."
+    "Each matrix is scaled by itself; a fused qkv is split into query, key and value first. The paper does not say "
+    "which scaler its Figure 7 used: standard, min-max and RMS are drawn. Under min-max weight 0 does not lie at 0 "
+    "but where the small tick stands, and two outliers decide how wide everything looks. Near zero means, in every "
+    "model and layer alike, a magnitude below 0.05 times the matrix's own RMS: a Gaussian has 3.99 % there, so only "
+    "what exceeds that is more than its width says. Weights beyond 8 RMS are counted, not drawn."
 )
 
 
@@ -48,8 +49,10 @@ def write_distribution_figures(
     found: Sequence[WeightDistribution], folder: Path, *, scalings: Sequence[str] = SCALINGS
 ) -> dict[str, bytes]:
     """Write ridges per scaling and zeros per layer as SVG and PNG; give the SVGs by kind."""
-    drawings = {f"ridges-{scaling}": lambda scaling=scaling: ridge_figure(found, scaling) for scaling in scalings}
-    drawings["zeros"] = lambda: zeros_figure(found)
+    drawings: dict[str, Callable[[], Figure]] = {
+        **{f"ridges-{scaling}": partial(ridge_figure, found, scaling) for scaling in scalings},
+        "zeros": partial(zeros_figure, found),
+    }
     pictures = {}
     with style.matplotlib_style():
         for kind, draw in drawings.items():
@@ -135,7 +138,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def sentence(found: Sequence[WeightDistribution]) -> str:
     """Which model has more weights near zero, in all and in how many of the matrices that both have."""
-    totals = "; ".join(f"{each.name} {100 * each.shares()['total']:.2f} %" for each in found)
+    totals = "; ".join(f"{each.name} {100 * each.share:.2f} %" for each in found)
     told = f"Below 0.05 RMS of their matrix (Gaussian: 3.99 %): {totals}."
     if len(found) < 2:
         return told
@@ -153,7 +156,7 @@ def share_rows(found: Sequence[WeightDistribution]) -> tuple[list[str], list[lis
     for kind in _all_kinds(found):
         shares = [each.shares("kind") for each in found]
         lines.append([short_kind(kind), *(f"{100 * s[kind]:.2f} %" if kind in s.index else "–" for s in shares)])
-    lines.append(["all", *(f"{100 * each.shares()['total']:.2f} %" for each in found)])
+    lines.append(["all", *(f"{100 * each.share:.2f} %" for each in found)])
     return ["near zero, by kind", *(each.name for each in found)], lines
 
 

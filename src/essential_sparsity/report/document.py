@@ -1,7 +1,7 @@
 """The page: one self-contained HTML file that opens from disk and asks no network for anything."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from essential_sparsity.report import interactive, style, tables
@@ -19,17 +19,29 @@ for (const [id, plot] of Object.entries(plots)) {
 """
 
 
-def page(title: str, panels: Sequence[Panel], records: Sequence[RunRecord], *, name: str, traces: str = "") -> str:
-    """Whole HTML of a report, plotly.js inline; every name from a run is escaped. `traces` is a section of its own."""
-    plots: dict[str, interactive.Plot] = {}
+def page(
+    title: str,
+    panels: Sequence[Panel],
+    records: Sequence[RunRecord],
+    *,
+    name: str,
+    traces: str = "",
+    arms: tuple[str, str] = ("", ""),
+    plots: Mapping[str, interactive.Plot] | None = None,
+) -> str:
+    """Whole HTML of a report, plotly.js inline; every name from a run is escaped.
+
+    `traces` is a section of its own, `arms` those before and after the curves, `plots` what they ask to be drawn.
+    """
+    plots = dict(plots or {})
     versions = _versions(records)
-    body = [_head(title, panels, records)]
+    body = [_head(title, panels, records), arms[0]]
     sections = []
     for index, panel in enumerate(panels):
         draw = _dense_section if panel.is_dense_only else _section
         sections.append(draw(panel, index, plots, num_versions=len(versions)))
     only_dense = all(panel.is_dense_only for panel in panels)
-    body += [traces, *sections] if only_dense else [*sections, traces]
+    body += [traces, *sections, arms[1]] if only_dense else [*sections, arms[1], traces]
     body += [_overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
     script = ""
     if plots:

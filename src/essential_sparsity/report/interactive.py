@@ -1,6 +1,7 @@
 """Interactive figures of one panel as plotly mappings: the page's own plotly.js draws them, nothing is fetched."""
 
 import json
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -39,6 +40,22 @@ def curve_plot(panel: Panel) -> Plot:
         traces += _point(result, result.dense - result.epsilon)
     title = "Every run, and the mean of the paired seeds"
     return _plot(traces, shapes, notes, y=result.metric, title=title, y_range=_range(panel))
+
+
+def arms_plot(panels: Mapping[str, Panel], *, title: str) -> Plot:
+    """Curves of several arms in one plot: every run as a dot, means as lines, the interval of each as a band."""
+    traces, shapes, notes = [], [], []
+    for index, (name, panel) in enumerate(panels.items()):
+        colour = style.CURVE if index == 0 else style.control_colour(index - 1)
+        if len(panel.result.levels) > 1 and panel.result.dense is not None:
+            (band,) = _spread(panel.result, offset=panel.result.dense)
+            traces.append({**band, "fillcolor": _fade(colour, 0.13), "name": name, "showlegend": False})
+        traces += [{**trace, "name": escape(name)} for trace in _runs(panel.curve, panel.result, colour, 2.5)]
+    first = next(iter(panels.values()))
+    if first.result.chance is not None:
+        shapes.append(_line(first.result.chance, style.MUTED, "dot"))
+        notes.append(_note(first.result.chance, "chance"))
+    return _plot(traces, shapes, notes, y=first.result.metric, title=title)
 
 
 def loss_plot(panel: Panel) -> Plot:

@@ -1,13 +1,11 @@
 """What the weights of each layer and kind look like: moments, zeros, a histogram in units of the RMS; one at a time."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning import prunable_names
 from essential_sparsity.pruning.architecture import Architecture, architecture_of, fused_parts, layer_of
 from essential_sparsity.runs import DISTRIBUTION_BINS, DISTRIBUTION_WIDTH
@@ -27,11 +25,6 @@ def measure_distribution(
     """
     architecture = architecture or architecture_of(weights)
     return list(_rows(weights, prunable_names(weights, architecture), architecture))
-
-
-def measure_checkpoint(path: Path) -> list[dict[str, Any]]:
-    """Measure a checkpoint from its files, or the `model/` of a run folder."""
-    return measure_distribution(Checkpoint.open(path / "model" if (path / "model").is_dir() else path))
 
 
 def _rows(
