@@ -74,9 +74,9 @@ class Flats:
         return held[1]
 
 
-def codes(bits: np.ndarray) -> np.ndarray:
+def codes(bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Drop the sign: unsigned integers that sort like the magnitudes."""
-    return bits & (0x7FFFFFFF if bits.dtype == np.uint32 else 0x7FFF)
+    return np.bitwise_and(bits, 0x7FFFFFFF if bits.dtype == np.uint32 else 0x7FFF, out=out)
 
 
 def upper(bits: np.ndarray) -> np.ndarray:

@@ -22,6 +22,9 @@ from essential_sparsity.pruning.thresholds import Competitors, PieceReader
 WORDS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Words with one byte for each weight of a run; runs of other lengths are partitioned."""
 
+CHUNKS = 3
+"""Chunks in a piece: fewer calls, whose threads wait for one another, and still 3 MiB of 32-bit codes."""
+
 LARGEST_FINITE = {"float32": 0x7F7FFFFF, "bfloat16": 0x7F7F, "float16": 0x7BFF}
 
 Shape = tuple[int, ...]
@@ -80,15 +83,30 @@ class Runs:
         runs = 1 if self.tail else self.length // self.of  # without a tail a row may be cut between runs
         size = self.length // runs * self.inner
         unit = 8 // math.gcd(8, size)
-        step = max(unit, histogram.CHUNK // size // unit * unit) * size
+        step = max(unit, CHUNKS * histogram.CHUNK // size // unit * unit) * size
         return [(name, start, min(start + step, self.num)) for start in range(0, self.num, step)]
 
     def blocks(self, values: np.ndarray) -> list[np.ndarray]:
-        """View one piece, flat, as [rows, length, some of inner], in blocks of about a chunk each."""
+        """View one piece, flat, as [rows, length, some of inner], in blocks of at most a piece each."""
         length = self.length if self.tail else self.of
         whole = values.reshape(-1, length, self.inner)
-        columns = max(1, histogram.CHUNK // (len(whole) * length))
+        columns = max(1, CHUNKS * histogram.CHUNK // (len(whole) * length))
         return [whole[:, :, start : start + columns] for start in range(0, self.inner, columns)]
+
+
+class Scratch:
+    """Arrays that a thread uses again for every piece: fresh ones of that size cost a page fault for each 4 KiB."""
+
+    def __init__(self) -> None:
+        self._held: dict[object, np.ndarray] = {}
+
+    def array(self, name: object, shape: Shape, dtype: type | np.dtype) -> np.ndarray:
+        """Give the array of this name, with whatever it held before."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._held.get(name)
+        if held is None or held.nbytes < size:
+            held = self._held[name] = np.empty(size, dtype=np.uint8)
+        return held[:size].view(dtype).reshape(shape)
 
 
 class RunCutter:
@@ -147,16 +165,17 @@ class RunCutter:
         masks = [{n: np.empty(-(-r.num // 8), dtype=np.uint8) for n, r in self._runs.items()} for _ in sparsities]
         ties = np.zeros((2, len(sparsities)), dtype=np.int64)  # one row per thread
         read = PieceReader(self._weights, self._score, self._form)
+        scratches = Scratch(), Scratch()
 
         def process(piece: Piece, backward: bool) -> None:
             name, start, stop = piece
-            bits, runs = read(piece, backward), self._runs[name]
-            keeps = np.empty((len(sparsities), stop - start), dtype=bool)
+            bits, runs, scratch = read(piece, backward), self._runs[name], scratches[int(backward)]
+            keeps = scratch.array("keeps", (len(sparsities), stop - start), bool)
             outs = zip(*(runs.blocks(keep) for keep in keeps))
             for block, out in zip(runs.blocks(bits), outs):
-                values = codes(block)
+                values = codes(block, out=scratch.array("codes", block.shape, block.dtype))
                 self._refuse_non_finite(name, values)
-                ties[int(backward)] += _cut_block(values, runs, sparsities, out)
+                ties[int(backward)] += _cut_block(values, runs, sparsities, out, scratch)
             for mask, keep in zip(masks, keeps):
                 mask[name][start // 8 : -(-stop // 8)] = np.packbits(keep, bitorder="little")
 
@@ -186,17 +205,18 @@ class RunCutter:
 
 
 def _cut_block(
-    values: np.ndarray, runs: Runs, sparsities: Sequence[Fraction], outs: Sequence[np.ndarray]
+    values: np.ndarray, runs: Runs, sparsities: Sequence[Fraction], outs: Sequence[np.ndarray], scratch: Scratch
 ) -> np.ndarray:
     """Fill keep masks of one block [R, L, I], one per sparsity; give the numbers of split ties."""
     full = values.shape[1] // runs.of * runs.of
     ties = np.zeros(len(sparsities), dtype=np.int64)
     if full:
         kept = [runs.kept(sparsity) for sparsity in sparsities]
-        ties += _keep_along(_as_runs(values[:, :full], runs.of), kept, [_as_runs(o[:, :full], runs.of) for o in outs])
+        inside = [_as_runs(out[:, :full], runs.of) for out in outs]
+        ties += _keep_along(_as_runs(values[:, :full], runs.of), kept, inside, scratch)
     if full < values.shape[1]:
         kept = [runs.kept_of_tail(sparsity) for sparsity in sparsities]
-        ties += _keep_along(values[:, full:], kept, [out[:, full:] for out in outs])
+        ties += _keep_along(values[:, full:], kept, [out[:, full:] for out in outs], scratch)
     return ties
 
 
@@ -205,10 +225,12 @@ def _as_runs(values: np.ndarray, of: int) -> np.ndarray:
     return values.reshape(len(values), -1, of, values.shape[2])
 
 
-def _keep_along(values: np.ndarray, nums_kept: Sequence[int], outs: Sequence[np.ndarray]) -> list[int]:
+def _keep_along(
+    values: np.ndarray, nums_kept: Sequence[int], outs: Sequence[np.ndarray], scratch: Scratch
+) -> list[int]:
     """Keep the largest of each run along axis −2 of [..., M, I]: fills bool `outs` and gives the split ties."""
     runs = np.ascontiguousarray(np.moveaxis(values, -2, -1))
-    found = keep_largest(runs.reshape(-1, runs.shape[-1]), nums_kept)
+    found = keep_largest(runs.reshape(-1, runs.shape[-1]), nums_kept, scratch)
     for (keep, _), out in zip(found, outs):
         np.moveaxis(out, -2, -1)[...] = keep.reshape(runs.shape)
     return [ties for _, ties in found]
@@ -217,46 +239,52 @@ def _keep_along(values: np.ndarray, nums_kept: Sequence[int], outs: Sequence[np.
 # --- the largest of each run ------------------------------------------------------------------------------------------
 
 
-def keep_largest(runs: np.ndarray, nums_kept: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+def keep_largest(
+    runs: np.ndarray, nums_kept: Sequence[int], scratch: Scratch | None = None
+) -> list[tuple[np.ndarray, int]]:
     """Keep the `num_kept` largest of each run [n, M] of unsigned codes, for each number; ties keep the earlier.
 
-    Gives bool masks [n, M], and how many codes equal the smallest kept one of a run that keeps only some of those.
+    Gives bool masks [n, M], which lie in `scratch`, and how many codes equal the smallest kept one of a run that keeps
+    only some of those.
     """
     length = runs.shape[1]
     numbers = sorted({k for k in nums_kept if 0 < k < length})
     method = _by_bytes if length in WORDS and sys.byteorder == "little" else _by_partition
-    found = dict(zip(numbers, method(runs, numbers))) if numbers else {}
+    found = dict(zip(numbers, method(runs, numbers, scratch or Scratch()))) if numbers else {}
     found |= {k: (np.full(runs.shape, k > 0), 0) for k in nums_kept if not 0 < k < length}
     return [found[k] for k in nums_kept]
 
 
-def _by_bytes(runs: np.ndarray, nums_kept: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+def _by_bytes(runs: np.ndarray, nums_kept: Sequence[int], scratch: Scratch) -> list[tuple[np.ndarray, int]]:
     """Count in one byte per weight how many of its run it beats: a run of M bytes is one word of M bytes.
 
-    Neighbours at distance d are compared all at once. Byte i of `won` tells whether weight i beats the later weight
+    Neighbours at distance d are compared all at once. Byte i of `bits` tells whether weight i beats the later weight
     i + d; if so, i has one more win, and i + d one fewer than the d it could have.
     """
     length, codes_in_row = runs.shape[1], runs.reshape(-1)
     word = WORDS[length]
-    wins = np.full(len(runs), _word(range(length)), dtype=word)  # against the earlier, had weight j lost to none
-    tied = np.zeros(len(runs), dtype=word)
-    compared = np.zeros(len(codes_in_row), dtype=bool)
+    wins, tied, more = (scratch.array(name, (len(runs),), word) for name in ("wins", "tied", "more"))
+    wins[:] = _word(range(length))  # against the earlier, had weight j lost to none
+    any_ties = False
+    compared = scratch.array("compared", codes_in_row.shape, bool)
     bits = compared.view(word)
     for distance in range(1, length):
         inside = word(_word([1] * (length - distance)))  # pairs across two runs say nothing
-        pair = (codes_in_row[:-distance], codes_in_row[distance:])
-        np.equal(*pair, out=compared[:-distance])
+        earlier, later = codes_in_row[:-distance], codes_in_row[distance:]
+        compared[-distance:] = False
+        if np.equal(earlier, later, out=compared[:-distance]).any():  # hardly ever in fp32: what follows is spared
+            np.bitwise_and(bits, inside, out=more)
+            tied[:] = more | tied if any_ties else more
+            any_ties = True
+        np.greater_equal(earlier, later, out=compared[:-distance])
         bits &= inside
-        tied |= bits
-        np.greater_equal(*pair, out=compared[:-distance])
-        bits &= inside
+        bits *= word((1 - 256**distance) % 256**length)  # one more here, one fewer `distance` bytes on
         wins += bits
-        bits <<= word(8 * distance)
-        wins -= bits
-    rows = runs[np.flatnonzero(tied)]
+    rows = runs[np.flatnonzero(tied != 0)] if any_ties else runs[:0]  # words take flatnonzero 8 times as long
     found = []
     for k in nums_kept:
-        keep = wins + word(_word([128 - (length - k)] * length))  # bit 7 of a byte: at least M − k wins
+        keep = scratch.array(("keep", k), (len(runs),), word) if len(nums_kept) > 1 else wins
+        np.add(wins, word(_word([128 - (length - k)] * length)), out=keep)  # bit 7 of a byte: at least M − k wins
         keep >>= word(7)
         keep &= word(_word([1] * length))
         found.append((keep.view(bool).reshape(runs.shape), _count_split_ties(rows, k)))
@@ -276,7 +304,7 @@ def _count_split_ties(rows: np.ndarray, num_kept: int) -> int:
     return int(np.count_nonzero(rows[split] == last[split, None]))
 
 
-def _by_partition(runs: np.ndarray, nums_kept: Sequence[int]) -> list[tuple[np.ndarray, int]]:
+def _by_partition(runs: np.ndarray, nums_kept: Sequence[int], scratch: Scratch) -> list[tuple[np.ndarray, int]]:
     """Partition each run at all cuts, then resolve the few runs in which a cut splits equal codes."""
     places = [runs.shape[1] - k for k in nums_kept]
     last = np.partition(runs, places, axis=1)[:, places]
