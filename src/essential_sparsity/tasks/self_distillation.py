@@ -279,7 +279,10 @@ def _check_view_size(model: Any, size: int) -> None:
     patches = getattr(model, "patch_embed", None)
     trained, patch = getattr(patches, "img_size", None), getattr(patches, "patch_size", (1, 1))
     if patch and size % patch[0]:
-        raise ValueError(f"views of {size} px are no whole patches of {patch[0]} px: give crops of a multiple of it")
+        whole = -(-size // patch[0]) * patch[0]
+        raise ValueError(
+            f"views of {size} px are no whole patches of {patch[0]} px: give data.augmentation.local_size={whole}"
+        )
     if trained and size != trained[0] and not getattr(model, "dynamic_img_size", True):
         raise ValueError(
             f"views of {size} px meet a model of {trained[0]} px alone: give backbone.arguments.dynamic_img_size=true"
