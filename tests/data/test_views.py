@@ -9,10 +9,13 @@ import pytest
 import torch
 import torchvision.transforms as transforms
 import torchvision.transforms.functional as vision
+from PIL import Image, ImageFilter, ImageOps
 
 from essential_sparsity.backbones.vision import ImagePreprocessing
 from essential_sparsity.callbacks.augmentation import Augment
-from essential_sparsity.data import crops, views
+from essential_sparsity.data import colour, crops, views
+from essential_sparsity.data.digits import Digits
+from essential_sparsity.data.images import normalise
 from essential_sparsity.data.views import MatchedView, MultiCrop, StandardView
 
 PLAIN = ImagePreprocessing(16, 3, (0.0,) * 3, (1.0,) * 3, "bicubic")
@@ -200,3 +203,111 @@ def test_shifted_views_are_torchvisions_padded_crops() -> None:
         top, left = (int(value) + 4 for value in parameters[0, :2])
         padded = vision.pad(image.permute(2, 0, 1), [4])
         assert torch.allclose(made, vision.crop(padded, top, left, 16, 16).float() / 255, atol=1e-6)
+
+
+def test_a_whole_view_is_close_to_pils() -> None:
+    """Oracle: DINO's pipeline in PIL, step by step, from the drawn parameters; PIL rounds to bytes after each step."""
+    pixels = smooth_pixels(20, 80)
+    augmentation = MultiCrop(num_local=3, hue=0.0).bind(ImagePreprocessing(64, 3, (0.0,) * 3, (1.0,) * 3, "bicubic"))
+    batch = batch_of(augmentation, pixels)
+    made = augmentation(batch)
+    errors = []
+    for row, parameters in enumerate(batch["view_parameters"].tolist()):
+        for view, values in enumerate(parameters):
+            name, place = ("global_views", view) if view < 2 else ("local_views", view - 2)
+            wanted = in_pil(Image.fromarray(pixels[row].numpy()), values, made[name].shape[-1])
+            errors.append(float((made[name][place, row] - vision.to_tensor(wanted)).abs().mean()))
+    assert np.mean(errors) < 0.006 and np.max(errors) < 0.04
+
+
+def in_pil(image: Any, values: list[float], size: int) -> Any:
+    """Make one view as DINO's code does, of parameters in the order of CROP_COLUMNS and COLOUR_COLUMNS."""
+    top, left, height, width, mirrored, sigma, *tint = values
+    view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    view = ImageOps.mirror(view) if mirrored else view
+    steps: tuple[Any, ...] = (vision.adjust_brightness, vision.adjust_contrast, vision.adjust_saturation)
+    for step in colour.ORDERS[int(tint[4])]:
+        view = steps[step](view, tint[step]) if step < len(steps) else view
+    view = ImageOps.grayscale(view).convert("RGB") if tint[5] else view
+    view = view.filter(ImageFilter.GaussianBlur(sigma)) if sigma else view
+    return ImageOps.solarize(view) if tint[6] else view
+
+
+# --- in the data ------------------------------------------------------------------------------------------------------
+
+
+def test_training_batches_carry_pixels_and_parameters_and_evaluation_batches_images() -> None:
+    data = Digits(augmentation=MultiCrop(num_local=2, local_size=4), batch_size=50)
+    data.check()
+    data.prepare(ImagePreprocessing(8, 1, (0.3,), (0.4,), "bicubic"))
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    assert set(batch) == {"pixels", "view_parameters", "labels", "row"}
+    assert batch["pixels"].dtype == torch.uint8 and batch["pixels"].shape == (50, 8, 8, 1)
+    assert batch["view_parameters"].shape == (50, 4, 13)
+    made = data.augmentation(batch)
+    assert made["global_views"].shape == (2, 50, 1, 8, 8) and made["local_views"].shape == (2, 50, 1, 4, 4)
+    assert set(next(iter(data.evaluation_dataloaders()["test"]))) == {"images", "labels", "row"}
+    plain = data.training_rows()
+    assert set(plain.batch(np.arange(3), 0)) == {"images", "labels", "row"}
+
+
+def test_crops_do_not_depend_on_batches_or_resumption() -> None:
+    def drawn(batch_size: int, start: int = 0) -> dict[int, torch.Tensor]:
+        data = Digits(augmentation=MatchedView(), batch_size=batch_size)
+        data.prepare(ImagePreprocessing(8, 1, (0.3,), (0.4,), "bicubic"))
+        data.seed(3)
+        loader = data.train_dataloader()
+        loader.load_state_dict({**loader.state_dict(), "epoch": 2, "position": start})
+        return {int(row): view for batch in loader for row, view in zip(batch["row"], batch["view_parameters"])}
+
+    whole, resumed = drawn(32), drawn(32, start=20)
+    assert len(resumed) < len(whole) and all(torch.equal(view, whole[row]) for row, view in resumed.items())
+    assert all(torch.equal(view, whole[row]) for row, view in drawn(100).items())
+
+
+def test_views_are_normalised_for_the_backbone_whatever_its_channels() -> None:
+    """A view of the whole image, not mirrored, is what evaluation sees."""
+    for stored, wanted in ((1, 3), (3, 1), (3, 3)):
+        preprocessing = ImagePreprocessing(16, wanted, (0.4, 0.5, 0.6)[:wanted], (0.2, 0.3, 0.4)[:wanted], "bilinear")
+        augmentation = StandardView(padding=0, mirror=0.0).bind(preprocessing)
+        pixels = noise_pixels(3, 20, 20, stored)
+        seen = normalise(pixels.permute(0, 3, 1, 2).float() / 255, preprocessing)
+        assert torch.allclose(augmentation(batch_of(augmentation, pixels))["images"], seen, atol=1e-4)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_batch_and_change_no_view() -> None:
+    augmentation = MultiCrop(num_local=2, local_size=24).bind(PLAIN)
+    batch, before = batch_of(augmentation, noise_pixels(9, 100, 100)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = augmentation(batch)
+        torch.set_num_threads(3)
+        shared = augmentation(batch)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.allclose(alone[name], shared[name], atol=1e-6) for name in alone)
+
+
+# --- what is wrong, said in one line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: MultiCrop(num_global=0), "num_global=0 is no whole number of at least 1"),
+    (lambda: MultiCrop(local_scale=(0.4, 0.05)), r"local_scale=\(0.4, 0.05\) is no range in \(0, 1\]"),
+    (lambda: MultiCrop(blur=(1.0, 2.0, 0.5)), r"blur=.* lies outside \[0, 1\]"),
+    (lambda: MatchedView(blur=(1.0, 0.1)), "no three probabilities"),  # type: ignore[arg-type]
+    (lambda: MatchedView(hue=0.7), r"hue=0.7 lies outside \[0, 0.5\]"),
+    (lambda: StandardView(padding=-1), "padding=-1 is no number of pixels"),
+    (lambda: StandardView().size, r"call bind\(backbone.preprocessing\(\)\) first"),
+    (lambda: StandardView().bind(SimpleNamespace(interpolation="nearest")), "'nearest' is no filter: choose bilinear"),
+    (lambda: Digits(augmentation={"scale": 1}), r"makes no views: use \+data/augmentation=multi_crop"),
+    (lambda: Digits(augmentation=MultiCrop(), noise=0.1), "noise=0.1 has no meaning beside an augmentation"),
+])  # fmt: skip
+def test_mistakes_in_augmentations_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -6,8 +6,10 @@ augmentation draws the parameters and makes the views of them; callbacks/augment
 Legend: N images, V views of each, P parameters each, C channels, S × S pixels of a view, G global and L local views.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -26,8 +28,8 @@ NUM_DRAWS = crops.NUM_CROP_DRAWS + colour.NUM_COLOUR_DRAWS + 1
 LOCAL_SHARE = 96 / 224
 """Size of local views, as a share of the global ones' (DINO)."""
 
-CHUNK = 16
-"""Images that are cut at a time on a CPU: what is at hand stays in its caches."""
+CHUNK_PIXELS = 2**18
+"""On a CPU, images of so many pixels are cut at a time: what is at hand stays in its caches."""
 
 WINDOW_PIXELS = 96 * 96
 """On a CPU, larger images are multiplied window by window: a crop reads only a part of them."""
@@ -91,49 +93,66 @@ class Augmentation(ABC):
     def _cut(self, batch: Mapping[str, Tensor], part: slice, size: int) -> Tensor:
         """Make the views of a part of the parameters: [V, N, C, S, S], normalised."""
         parameters, pixels = batch["view_parameters"][:, part], batch["pixels"]
-        num_chunk = len(pixels) if pixels.is_cuda else CHUNK
-        made = [
-            make_views(
-                pixels[start : start + num_chunk],
-                parameters[start : start + num_chunk].float(),
-                size=size,
-                preprocessing=self.preprocessing,
-            )
-            for start in range(0, len(pixels), num_chunk)
-        ]
-        views = made[0] if len(made) == 1 else torch.cat(made, 1)
+        num, height, width, _ = pixels.shape
+        views = torch.empty(
+            (parameters.shape[1], num, self.preprocessing.num_channels, size, size), device=pixels.device
+        )
+
+        def make(chunk: slice) -> None:
+            make_views(pixels[chunk], parameters[chunk].float(), self.preprocessing, out=views[:, chunk])
+
+        if pixels.is_cuda:
+            make(slice(num))
+        else:
+            in_chunks(make, num, max(1, CHUNK_PIXELS // (height * width)))
         return views.to(parameters.dtype)  # that of the trainer's precision, where it converts its inputs
 
 
-def make_views(pixels: Tensor, parameters: Tensor, *, size: int, preprocessing: Any) -> Tensor:
-    """Make views [V, N, C, S, S] of uint8 pixels [N, H, W, C] by parameters [N, V, P]: cut, recolour, normalise."""
+def in_chunks(work: Callable[[slice], None], num: int, largest: int) -> None:
+    """Work on 0 … num in chunks, as many at a time as torch has threads, each in one thread alone.
+
+    A chunk's many small steps are too short to share among threads; whole chunks are not.
+    """
+    num_threads = torch.get_num_threads()
+    step = max(1, min(largest, -(-num // num_threads)))
+    chunks = [slice(start, min(num, start + step)) for start in range(0, num, step)]
+    if num_threads == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            work(chunk)
+        return
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, chunks))
+    torch.set_num_threads(num_threads)  # the pool's threads set their own number, and that of threads yet to come
+
+
+def make_views(pixels: Tensor, parameters: Tensor, preprocessing: Any, *, out: Tensor) -> None:
+    """Fill views [V, N, C, S, S] from uint8 pixels [N, H, W, C'] by parameters [N, V, P]: cut, recolour, normalise."""
     images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
     cropped, recoloured = parameters[..., :NUM_CROP_COLUMNS], parameters[..., NUM_CROP_COLUMNS:]
     shape = (images.shape[-2], images.shape[-1])
-    rows, columns = crops.line_matrices(cropped, size=size, shape=shape, interpolation=preprocessing.interpolation)
-    views = _cut_all(images, rows, columns, cropped, shape)
+    interpolation = preprocessing.interpolation
+    rows, columns = crops.line_matrices(cropped, size=out.shape[-1], shape=shape, interpolation=interpolation)
+    by_window = not images.is_cuda and math.prod(shape) > WINDOW_PIXELS
+    windows = crops.windows(cropped, shape) if by_window else None
     if recoloured.shape[-1]:
         matrix, offset = colour.colour_matrices(recoloured, _mean_colours(images, rows, columns))
-        solarised = recoloured[..., -1]
-        for view in range(len(views)):
-            views[view] = colour.recolour(views[view], matrix[:, view], offset[:, view], solarised[:, view])
-    flat = match_channels(views.flatten(0, 1), preprocessing.num_channels)
-    return standardise(flat, preprocessing).unflatten(0, views.shape[:2])
+    else:
+        matrix = offset = None
+    for index, views in enumerate(out.unbind()):
+        cut = _cut_one(images, rows[:, index], columns[:, index], [row[index] for row in windows] if windows else None)
+        if matrix is not None and offset is not None:
+            cut = colour.recolour(cut, matrix[:, index], offset[:, index], recoloured[:, index, -1])
+        views.copy_(standardise(match_channels(cut, preprocessing.num_channels), preprocessing))
 
 
-def _cut_all(images: Tensor, rows: Tensor, columns: Tensor, cropped: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Cut all views [V, N, C, S, S]: whole batches at once, or on a CPU window by window where images are large."""
-    size, num_views = rows.shape[-2], rows.shape[1]
-    views = images.new_empty((num_views, *images.shape[:2], size, size))
-    if images.is_cuda or shape[0] * shape[1] <= WINDOW_PIXELS:
-        for view in range(num_views):
-            views[view] = crops.cut(images, rows[:, view], columns[:, view])
-        return views
-    for row, boxes in enumerate(crops.windows(cropped, shape)):
-        for view, (down, across) in enumerate(boxes):
-            window = images[row : row + 1, :, down, across]
-            views[view, row] = crops.cut(window, rows[row, view, None, :, down], columns[row, view, None, :, across])[0]
-    return views
+def _cut_one(images: Tensor, rows: Tensor, columns: Tensor, windows: Sequence[tuple[slice, slice]] | None) -> Tensor:
+    """Cut one view of each image [N, C, S, S]: of the whole batch at once, or of each image's window in turn."""
+    if windows is None:
+        return crops.cut(images, rows, columns)
+    return torch.cat([
+        crops.cut(images[row, None, :, down, across], rows[row, None, :, down], columns[row, None, :, across])
+        for row, (down, across) in enumerate(windows)
+    ])  # fmt: skip
 
 
 def _mean_colours(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
