@@ -56,10 +56,20 @@ def config_of(*, sparsity: Any, seed: int, pruner: str = "omp", **changes: Any) 
     return config
 
 
-def open_run(folder: Path, *, sparsity: Any, seed: int, pruner: str = "omp", **changes: Any) -> Run:
+def open_run(
+    folder: Path,
+    *,
+    sparsity: Any,
+    seed: int,
+    pruner: str = "omp",
+    arm: str = "",
+    backbone_choice: str = "bert_base",
+    **changes: Any,
+) -> Run:
     """Start a run folder: run.json and nothing more, as an interrupted run leaves it."""
     config = config_of(sparsity=sparsity, seed=seed, pruner=pruner, **changes)
     overrides = [f"pruner={pruner}", f"sparsity={sparsity}", f"seed={seed}"]
+    choices = {"backbone": backbone_choice, "data": "glue", "task": "sequence_classification", "pruner": pruner}
     run = Run(folder / folder_name(overrides, run_id(config)))
     run.start(
         {
@@ -69,7 +79,7 @@ def open_run(folder: Path, *, sparsity: Any, seed: int, pruner: str = "omp", **c
             "seed": seed,
             "overrides": overrides,
             "command": "essential-sparsity train experiment=synthetic",
-            "choices": {"backbone": "bert_base", "data": "glue", "task": "sequence_classification", "pruner": pruner},
+            "choices": choices | ({"arm": arm} if arm else {}),
             "versions": {"essential_sparsity": "0.1.0", "torch": "2.15.0"},
             "git": "0123abc",
             "inputs": {"model.safetensors": "ab" * 32},

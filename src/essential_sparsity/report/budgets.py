@@ -95,9 +95,10 @@ def _series(record: RunRecord) -> tuple[pd.DataFrame, pd.DataFrame]:
     probes = pd.DataFrame(columns=names, dtype=float) if table is None else table.to_pandas()
     shares = pd.DataFrame(columns=["num_images", "near_zero"], dtype=float)
     metrics = record.metrics or {}
-    if has_trace(record.path) and metrics.get("steps") and metrics.get("num_images"):
+    if has_trace(record.path):
         trace = SparsityTrace.read(record.path)
-        images = trace.steps * float(metrics["num_images"]) / float(metrics["steps"])
+        images, steps = (float(metrics.get(name) or np.nan) for name in ("num_images", "steps"))
+        images = trace.steps * images / steps
         shares = pd.DataFrame({"num_images": images, "near_zero": trace.share()["total"].to_numpy(float)})
     return probes.reindex(columns=names).astype(float), shares
 

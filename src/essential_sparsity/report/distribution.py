@@ -87,7 +87,7 @@ def _draw_ridges(
         for index, layer in enumerate(layers):
             if kind not in each.kinds or layer not in each.layers:
                 continue
-            edges, density = each.density(scaling, layer=layer, kind=kind, merge=2)
+            edges, density = each.density(scaling, layer=layer, kind=kind, merge=4)
             middles, heights = (edges[1:] + edges[:-1]) / 2, 1.5 * density / max(density.max(), 1e-12)
             colour, label = _colour(number), each.name if index == 0 else None
             axes.fill_between(middles, -index, heights - index, color=colour, alpha=0.18, lw=0, zorder=index)
@@ -178,6 +178,7 @@ def distribution_section(found: Sequence[WeightDistribution], out: Path, *, note
 
 def write_distribution_page(records: Sequence[RunRecord], out: Path) -> list[WeightDistribution]:
     """Write `out/index.html`, `distribution.csv` and figures of models that were measured, not evaluated."""
+    records = sorted(records, key=lambda record: str(record.info.get("created")))  # as they were named
     found = read_distributions(records)
     title = str(records[0].info.get("name") or out.parent.name)
     section = distribution_section(found, out)
