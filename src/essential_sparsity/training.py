@@ -9,13 +9,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from essential_sparsity.accounts import layer_rows, result, run_info
 from essential_sparsity.callbacks import PruningCallback
+from essential_sparsity.callbacks.augmentation import Augment
+from essential_sparsity.callbacks.budget import Budget
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
 from essential_sparsity.callbacks.loader_position import LoaderPosition
+from essential_sparsity.callbacks.probes import plain_loader
 from essential_sparsity.callbacks.snapshot import Snapshot
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
@@ -40,7 +44,7 @@ from essential_sparsity.preparation import (
     origin_note,
     with_parent,
 )
-from essential_sparsity.pruning import exact_sparsity, prunable_weights
+from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
 from essential_sparsity.pruning.lottery import OMP
 from essential_sparsity.runs import Run, atomic_folder
 from essential_sparsity.seeds import derive
@@ -146,6 +150,39 @@ class _Stage:
     def train(self, run: Run, *, keep: Sequence[str], record: Mapping[str, Any]) -> dict[str, Any]:
         """Train, or go on from the run's checkpoint, and write the run folder."""
         started = time.monotonic()
+        module, architecture, batches = self._built()
+        pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture, batches=batches)
+        loss, budget = TrainingLoss(), Budget() if hasattr(module, "features") else None
+        loader = self.data.train_dataloader()
+        exported: Any = getattr(module, "exported", module.model)
+        steps = [int(part.removeprefix("step=")) for part in keep if part.startswith("step=")]
+        snapshots = [Snapshot(step, kept(run, f"step={step}"), self.backbone, exported) for step in steps]
+        measuring = [callback for callback in (pruning, loss, budget) if callback is not None]
+        trainer, checkpoint = self._trainer(run, loader, [*measuring, *snapshots])
+        resumed = checkpoint.path if checkpoint.path.is_file() else None
+        self._fit(trainer, module, loader, resumed)
+
+        masks = with_parent(pruning.masks, self.inputs)
+        metrics = self._result(run, module, masks, architecture, precision=str(trainer.precision), record=record)
+        if "model" in keep:
+            shutil.rmtree(run.model, ignore_errors=True)
+            with atomic_folder(run.model) as temporary:
+                self.backbone.save(exported, temporary)
+        metrics["metrics"]["train/loss"] = loss.value
+        metrics |= {
+            "seconds": round(time.monotonic() - started, 3),
+            "steps": trainer.global_step,
+            "resumed": resumed is not None,
+            "device": str(trainer.strategy.root_device),
+            "num_parameters": sum(parameter.numel() for parameter in exported.parameters()),
+            "pruning": {**pruning.notes, **origin_note(self.pruner, self.inputs)},
+        }
+        metrics |= {} if budget is None else {"num_images": budget.num_images, "train_flops": budget.train_flops}
+        run.finish(metrics, keep_checkpoints="checkpoints" in keep)
+        return run.metrics
+
+    def _built(self) -> tuple[LightningModule, Any, Any]:
+        """Prepare the data and build the model: the module, its architecture, what a calibrated pruner reads."""
         preprocessing = self.backbone.preprocessing()
         self.data.prepare(preprocessing)
         self.data.seed(derive(self.seed, "order"))
@@ -155,38 +192,33 @@ class _Stage:
         if self.body_seed is not None:
             shape["body_seed"] = derive(self.body_seed, "head")
         model = self.backbone.build(**shape)
-        module, architecture = self.task(model, num_labels=self.data.num_labels), self.backbone.architecture(model)
-        pruning = PruningCallback(self.pruner, sparsity=self.sparsity, architecture=architecture, batches=batches)
-        loss = TrainingLoss()
-        loader = self.data.train_dataloader()
-        steps = [int(part.removeprefix("step=")) for part in keep if part.startswith("step=")]
-        snapshots = [Snapshot(step, kept(run, f"step={step}"), self.backbone, model) for step in steps]
-        trainer, checkpoint = self._trainer(run, pruning, loss, loader, snapshots)
-        resumed = checkpoint.path if checkpoint.path.is_file() else None
-        self._fit(trainer, module, loader, resumed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(self.seed, "task"))  # a task may have weights of its own
+            module = self.task(model, num_labels=self.data.num_labels)
+        return module, self.backbone.architecture(model), batches
 
-        predictions = predict(module, self.data.evaluation_dataloaders(), precision=str(trainer.precision))
+    def _result(
+        self,
+        run: Run,
+        module: LightningModule,
+        masks: Masks,
+        architecture: Any,
+        *,
+        precision: str,
+        record: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Predict every evaluation row, write the run's tables and masks, and give what metrics.json begins with."""
+        remember = getattr(module, "remember", None)
+        if remember is not None:
+            remember(plain_loader(self.data))
+        predictions = predict(module, self.data.evaluation_dataloaders(), precision=precision)
         run.write_predictions(predictions)
-        weights = {name: weight.detach() for name, weight in prunable_weights(model, architecture).items()}
-        run.write_layers(layer_rows(weights, pruning.masks, architecture))
-        masks = with_parent(pruning.masks, self.inputs)
+        exported: Any = getattr(module, "exported", module.model)
+        weights = {name: weight.detach() for name, weight in prunable_weights(exported, architecture).items()}
+        run.write_layers(layer_rows(weights, masks, architecture))
         masks.save(run.path / "masks.safetensors")
-        if "model" in keep:
-            shutil.rmtree(run.model, ignore_errors=True)
-            with atomic_folder(run.model) as temporary:
-                self.backbone.save(model, temporary)
-        metrics = result(predictions, metric=self.data.metric, masks=masks, requested=pruning.sparsity, record=record)
-        metrics["metrics"]["train/loss"] = loss.value
-        metrics |= {
-            "seconds": round(time.monotonic() - started, 3),
-            "steps": trainer.global_step,
-            "resumed": resumed is not None,
-            "device": str(trainer.strategy.root_device),
-            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "pruning": {**pruning.notes, **origin_note(self.pruner, self.inputs)},
-        }
-        run.finish(metrics, keep_checkpoints="checkpoints" in keep)
-        return run.metrics
+        requested = self.pruner.resolve(self.sparsity)
+        return result(predictions, metric=self.data.metric, masks=masks, requested=requested, record=record)
 
     def _fit(self, trainer: Trainer, module: LightningModule, loader: Any, resumed: Path | None) -> None:
         with warnings.catch_warnings():
@@ -208,9 +240,7 @@ class _Stage:
                 raise
         module.to(trainer.strategy.root_device)
 
-    def _trainer(
-        self, run: Run, pruning: PruningCallback, loss: TrainingLoss, loader: Any, snapshots: Sequence[Callback]
-    ) -> tuple[Trainer, CheckpointEvery]:
+    def _trainer(self, run: Run, loader: Any, measuring: Sequence[Callback]) -> tuple[Trainer, CheckpointEvery]:
         own = {key: value for key, value in self.settings.items() if key not in OWN_TRAINER_KEYS}
         settings: dict[str, Any] = {"max_epochs": 3, "devices": 1, **own}
         if settings.get("devices", 1) not in (1, "1"):
@@ -232,11 +262,15 @@ class _Stage:
             device = device_of(settings.get("accelerator", "auto")).type
             settings = {**settings, "precision": None, "plugins": [ClippedBf16("bf16-mixed", device)]}
         loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
+        views = [] if getattr(self.data, "augmentation", None) is None else [Augment(self.data.augmentation)]
+        for bind in (getattr(callback, "bind", None) for callback in self.callbacks):
+            if bind is not None:
+                bind(self.data)
         trainer = Trainer(
             **{"logger": loggers or False, **settings},
             callbacks=[
-                *(StepSeed(self.seed), LoaderPosition(loader), pruning, loss),
-                *(*snapshots, *self.callbacks, checkpoint),
+                *(StepSeed(self.seed), LoaderPosition(loader), *views),
+                *(*measuring, *self.callbacks, checkpoint),
             ],
             default_root_dir=run.path,
             enable_checkpointing=False,

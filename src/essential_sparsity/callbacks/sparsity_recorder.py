@@ -176,12 +176,14 @@ class SparsityRecorder(Callback):
     # --- details ---
 
     def _bind(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find prunable weights and the optimizer group that holds each."""
+        """Find prunable weights and the optimizer group that holds each; an average's are its trained model's."""
         architecture = self.architecture or architecture_of(name for name, _ in pl_module.named_parameters())
-        self._weights = prunable_weights(pl_module, architecture)
+        trained = prunable_weights(pl_module, architecture)
+        exported = getattr(pl_module, "exported", None)
+        self._weights = trained if exported is None else prunable_weights(exported, architecture)
         self._about = {name: (layer_of(name), architecture.kind(name)) for name in self._weights}
         self._optimizers = {id(optimizer): index for index, optimizer in enumerate(trainer.optimizers)}
-        names = {id(weight): name for name, weight in self._weights.items()}
+        names = {id(weight): name for name, weight in trained.items()}
         self._group_of = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
