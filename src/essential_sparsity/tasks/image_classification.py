@@ -26,7 +26,8 @@ class ImageClassification(Averaged, Classification):
 
     What DINO has around its loss is here, too, for a supervised twin: a moving average of the weights (`ema_momentum`,
     which rises to 1 along a cosine), a schedule of the weight decay, [start, end], and drop path. `export` says whose
-    weights are evaluated, measured and saved: "model" (the trained ones) or "average".
+    weights are evaluated, measured and saved: "model" (the trained ones) or "average". `compile` compiles the
+    model (names stay).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ImageClassification(Averaged, Classification):
         weight_decay: Sequence[float] | None = None,
         drop_path: float = 0.0,
         export: str = "model",
+        compile: bool = False,
     ) -> None:
         super().__init__(
             model, num_labels=num_labels, optimizer=optimizer, schedule=schedule, label_smoothing=label_smoothing
@@ -53,6 +55,8 @@ class ImageClassification(Averaged, Classification):
         self.momentum = None if ema_momentum is None else checked_momentum("ema_momentum", ema_momentum)
         self.average = None if ema_momentum is None else frozen_copy(model)
         set_drop_path(model, drop_path)
+        if compile:
+            model.compile()
 
     @property
     def exported(self) -> nn.Module:

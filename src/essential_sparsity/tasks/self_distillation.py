@@ -143,7 +143,8 @@ class SelfDistillation(Averaged):
         """Give the batch's loss and log it, move the centre, and note what would tell a collapse."""
         loss, logits, targets, features = self._losses(batch)
         move_centre_(self.centre, logits, momentum=self.centre_momentum)
-        self._note(features, targets)
+        self._add(features, targets)
+        self._tell()
         self.log("train/loss", loss.detach(), batch_size=targets.shape[1])
         return loss
 
@@ -183,10 +184,13 @@ class SelfDistillation(Averaged):
         return self.current_epoch
 
     @torch.no_grad()
-    def _note(self, features: Tensor, targets: Tensor) -> None:
+    def _add(self, features: Tensor, targets: Tensor) -> None:
         """Add a batch to the evidence, on its device."""
         told = torch.cat([feature_spread(features).view(1), output_entropies(targets), features.new_ones(1)])
         self.evidence.lerp_(told.to(self.evidence.dtype), RECENT)
+
+    def _tell(self) -> None:
+        """Log the evidence now and then."""
         if self.trainer.global_step % JUDGED_FROM == 0 and self.trainer.logger is not None:
             names = ("train/feature_spread", "train/teacher_entropy", "train/entropy_of_mean")
             self.log_dict(dict(zip(names, (self.evidence / self.evidence[-1])[:3], strict=True)))
