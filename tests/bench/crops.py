@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from essential_sparsity.backbones.vision import ImagePreprocessing
-from essential_sparsity.data.images import DecodedImages, Images
+from essential_sparsity.data.decoded_images import DecodedImages
+from essential_sparsity.data.images import Images
 from essential_sparsity.data.views import MultiCrop
 from tests.bench.figure import Figure
 from tests.bench.measure import in_turn

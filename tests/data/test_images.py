@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from essential_sparsity.backbones.vision import ImagePreprocessing
+from essential_sparsity.data.decoded_images import DecodedImages, normalise
 from essential_sparsity.data.digits import Digits
 from essential_sparsity.data.image_folder import ImageFolder, middle_square
-from essential_sparsity.data.images import SETS, DecodedImages, Images, normalise
+from essential_sparsity.data.images import SETS, Images
 
 PLAIN = ImagePreprocessing(size=8, num_channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bicubic")
 GREY = ImagePreprocessing(size=8, num_channels=1, mean=(0.5,), std=(0.5,), interpolation="bicubic")

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter, ImageOps
 from essential_sparsity.backbones.vision import ImagePreprocessing
 from essential_sparsity.callbacks.augmentation import Augment
 from essential_sparsity.data import colour, crops, views
+from essential_sparsity.data.decoded_images import normalise
 from essential_sparsity.data.digits import Digits
-from essential_sparsity.data.images import normalise
 from essential_sparsity.data.views import MatchedView, MultiCrop, StandardView
 
 PLAIN = ImagePreprocessing(16, 3, (0.0,) * 3, (1.0,) * 3, "bicubic")
@@ -291,6 +291,17 @@ def test_threads_share_a_batch_and_change_no_view() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.allclose(alone[name], shared[name], atol=1e-6) for name in alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
+def test_a_card_makes_the_views_that_a_cpu_makes() -> None:
+    for size, pixels in ((20, noise_pixels(9, 20, 20)), (100, noise_pixels(9, 100, 110))):
+        augmentation = MultiCrop(num_local=2, local_size=max(6, size // 4)).bind(PLAIN)
+        batch = batch_of(augmentation, pixels)
+        on_card = augmentation({name: value.cuda() for name, value in batch.items()})
+        for name, views_of in augmentation(batch).items():
+            assert (on_card[name].cpu() - views_of).abs().mean() < 1e-4  # a value beside solarise's edge may flip
 
 
 # --- what is wrong, said in one line ----------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from essential_sparsity.data.batches import random_permutation
-from essential_sparsity.data.images import DecodedImages, ImageData
+from essential_sparsity.data.decoded_images import DecodedImages
+from essential_sparsity.data.images import ImageData
 from essential_sparsity.inputs import digest_of, row_hashes
 
 NUM_EVALUATED = 450

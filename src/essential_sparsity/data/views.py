@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from essential_sparsity.data import colour, crops
-from essential_sparsity.data.images import match_channels, standardise
+from essential_sparsity.data.decoded_images import match_channels, standardise
 from essential_sparsity.seeds import derive, splitmix64
 
 NUM_CROP_COLUMNS = len(crops.CROP_COLUMNS)
