@@ -26,7 +26,7 @@ from essential_sparsity.callbacks.augmentation import Augment
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.data.batches import BatchLoader, BatchOrder
 from essential_sparsity.data.classification import Selection
-from essential_sparsity.data.images import DecodedImages
+from essential_sparsity.data.decoded_images import DecodedImages
 from essential_sparsity.data.views import MultiCrop
 from essential_sparsity.seeds import derive
 from essential_sparsity.tasks.averaging import move_average_
