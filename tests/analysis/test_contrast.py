@@ -72,7 +72,7 @@ def test_the_interval_is_that_of_the_paired_t_test(count: int) -> None:
 def test_what_one_pre_training_cannot_say() -> None:
     one = contrast("a", "b", {0: 0.5, 1: 0.4}, {0: 0.4, 2: 0.1})
     assert one.difference == pytest.approx(0.1) and one.ci_low is None and "one pre-training each" in one.reason
-    assert contrast("a", "b", {0: 0.5}, {1: 0.5}).reason == "no pre-training seed is finished in both"
+    assert contrast("a", "b", {0: 0.5}, {1: 0.5}).reason == "no pre-training is finished and above chance in both"
     with pytest.raises(ValueError, match="confidence=95 lies outside"):
         contrast("a", "b", {0: 0.5}, {0: 0.5}, confidence=95)
 

@@ -8,7 +8,9 @@ import pytest
 from essential_sparsity.runs import read_runs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+FILES = {path.stem: path.read_text() for path in sorted((CONF / "experiment").glob("*.yaml"))}
+MEASURED = [name for name, text in FILES.items() if f"# essential-sparsity evaluate experiment={name}" in text]
+EXPERIMENTS = [name for name in FILES if name not in MEASURED]
 
 
 def with_parents(folder):
@@ -23,7 +25,7 @@ def test_every_yaml_opens_with_a_sentence():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_at_scale_tiny(name, command, tmp_path):
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    text = FILES[name]
     assert f"# essential-sparsity train experiment={name}" in text
     assert f"\nname: {name}\n" in text
 
@@ -47,8 +49,22 @@ def test_an_experiment_at_scale_tiny(name, command, tmp_path):
     assert before == {path: (path / "metrics.json").stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.parametrize("name", MEASURED)
+def test_an_experiment_that_measures_models_at_scale_tiny(name, command, tmp_path):
+    assert f"\nname: {name} " in FILES[name]
+    code, out, err = command(f"evaluate experiment={name} scale=tiny")
+    assert code == 0, out + err
+    folder = tmp_path / "outputs" / f"{name}-tiny"
+    records = read_runs(folder)
+    assert len(records) == 2 and all(record.finished and record.distribution() is not None for record in records)
+    page = (folder / "report" / "index.html").read_text()
+    assert "Weights, layer by layer" in page and 'src="http' not in page
+    code, out, err = command(f"evaluate experiment={name} scale=tiny")
+    assert code == 0 and "0 computed, 2 there already, 0 failed" in out
+
+
 def test_points_of_a_sweep_share_one_parent(command, tmp_path):
-    code, out, err = command("train experiment=demo scale=tiny seed=0,1 sparsity=0.5")
+    code, out, err = command("train experiment=demo scale=tiny arm=ssl seed=0,1 sparsity=0.5")
     assert code == 0, out + err
     parents = list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))
     assert len(parents) == 1 and (parents[0] / "model").is_dir()
@@ -59,7 +75,8 @@ def test_points_of_a_sweep_share_one_parent(command, tmp_path):
 def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
     for steps in (2, 3):
         code, out, err = command(
-            f"train experiment=demo scale=tiny scale.trainer.max_steps={steps} seed=0 sparsity=0.5 pruner=omp"
+            f"train experiment=demo scale=tiny scale.trainer.max_steps={steps} arm=sl_plain seed=0 sparsity=0.5 "
+            "pruner=omp"
         )
         assert code == 0, out + err
     assert len(list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))) == 2
@@ -68,14 +85,14 @@ def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
 def test_plan_computes_nothing_and_says_what_it_would_cost(command, tmp_path):
     code, out, err = command("train experiment=demo scale=tiny plan=true")
     assert code == 0, out + err
-    assert "8 of 8 points to compute, 1 parents to train first" in out
+    assert "14 of 14 points to compute, 2 parents to train first" in out
     assert "evaluation rows and 2 seeds can prove a sparsity free within" in out
     assert not list((tmp_path / "outputs").glob("*/*/run.json"))
 
 
 def test_a_shorter_fine_tuning_is_no_shorter_pre_training(command):
     def parent_of(words):
-        code, out, err = command(f"train experiment=demo plan=true sparsity=0.5 seed=0 pruner=omp {words}")
+        code, out, err = command(f"train experiment=demo arm=sl_plain plan=true sparsity=0.5 seed=0 pruner=omp {words}")
         assert code == 0, err
         return out
 

@@ -92,7 +92,7 @@ def contrast(
     )  # fmt: skip
     blank = {"num_pairs": len(shared), "confidence": confidence, "pairs": pairs}
     if not shared:
-        return Contrast(arm, reference, None, reason="no pre-training seed is finished in both", **blank)
+        return Contrast(arm, reference, None, reason="no pre-training is finished and above chance in both", **blank)
     if not np.isfinite(apart).all():
         open_seeds = ", ".join(str(seed) for seed, each in zip(shared, apart) if not np.isfinite(each))
         return Contrast(arm, reference, None, reason=f"never turned on the grid: pre-training {open_seeds}", **blank)

@@ -3,12 +3,14 @@
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 from essential_sparsity.runs import Run, run_at, run_id
 
@@ -252,7 +254,11 @@ def _embedded(scale: DictConfig, stage: DictConfig) -> DictConfig:
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        asked = re.findall(r"Interpolation key '([^']+)'", str(error))[0]
+        raise ValueError(f"{error.full_key} is what {asked} says, which is not set: add +{asked}=…") from None
     assert isinstance(container, dict)
     container.pop("scale", None)
     return {str(key): value for key, value in container.items()}

@@ -56,10 +56,14 @@ class Sides:
         return min(dense) - self.epsilon if all(value is not None for value in dense) else None  # type: ignore[type-var]
 
     def crossings(self, *, floor: float | None = None) -> dict[str, dict[int, float]]:
-        """Essential sparsity per arm and pre-training seed, or how far each goes above a common floor."""
+        """Essential sparsity per arm and pre-training seed, or how far each goes above a common floor.
+
+        Curves at chance are left out: they have nothing to lose.
+        """
         found = {}
         for arm, panels in self.panels.items():
-            replicas: list[Replica] = [(panel.curve, self.origins[panel.curve.label]) for panel in panels]
+            judged = [panel.curve for panel in panels if panel.result.status != "at_chance"]
+            replicas: list[Replica] = [(curve, self.origins[curve.label]) for curve in judged]
             found[arm] = replicate_crossings(replicas, epsilon=self.epsilon, floor=floor)
         return found
 

@@ -124,7 +124,8 @@ def shown_level(result: EssentialSparsity) -> float | None:
 def sentence(panel: Panel) -> str:
     """The claim of a curve in one sentence, with its interval, replicates and what is proven."""
     result = panel.result
-    where = f"{panel.title} ({result.split} {result.metric})"
+    arm = f", {panel.curve.group['arm']}" if "arm" in panel.curve.group else ""
+    where = f"{panel.title}{arm} ({result.split} {result.metric})"
     if panel.is_dense_only:
         runs = panel.curve.points
         size = f"({len(runs)} seed{'s' * (len(runs) != 1)}, {result.num_rows:,} rows)"
