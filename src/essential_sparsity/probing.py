@@ -26,9 +26,10 @@ def knn_votes(
     where there are fewer than k known rows, all vote.
     """
     votes = queries.new_zeros(len(queries), num_labels)
-    for part, share in zip(queries.split(CHUNK), votes.split(CHUNK), strict=True):
-        cosines, nearest = (part @ known.T).topk(min(k, len(known)), dim=1)
-        share.scatter_add_(1, labels[nearest], ((cosines - 1) / temperature).exp())
+    with torch.autocast(queries.device.type, enabled=False):  # half-precision cosines are too coarse
+        for part, share in zip(queries.split(CHUNK), votes.split(CHUNK), strict=True):
+            cosines, nearest = (part @ known.T).topk(min(k, len(known)), dim=1)
+            share.scatter_add_(1, labels[nearest], ((cosines - 1) / temperature).exp())
     return votes / votes.sum(1, keepdim=True)
 
 

@@ -72,6 +72,8 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
     peer.fit(known.numpy(), labels.numpy())
     assert np.allclose(votes.numpy(), peer.predict_proba(asked.numpy()), atol=1e-4)
     assert torch.allclose(votes.sum(1), torch.ones(100))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(votes, knn_votes(unit_rows(asked), unit_rows(known), labels, num_labels=10, k=20))
 
 
 def test_fewer_known_rows_than_neighbours_all_vote() -> None:
