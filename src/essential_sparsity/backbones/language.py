@@ -1,4 +1,4 @@
-"""Language backbones: transformers models by hub id or local folder, with a new classification head."""
+"""Language backbones: transformers models by hub id or local folder, with the head that a task asks for."""
 
 import contextlib
 import json
@@ -36,9 +36,16 @@ DROPOUT_KEYS = (
 )
 """The spellings of dropout in transformers' configurations."""
 
-CLASSIFICATION = "classification"
-HEADS = {CLASSIFICATION: "AutoModelForSequenceClassification", "masked_lm": "AutoModelForMaskedLM"}
+CLASSIFICATION, QUESTION_ANSWERING = "classification", "question_answering"
+HEADS = {
+    CLASSIFICATION: "AutoModelForSequenceClassification",
+    QUESTION_ANSWERING: "AutoModelForQuestionAnswering",
+    "masked_lm": "AutoModelForMaskedLM",
+}
 """What a model can be built with, and the class of transformers that has it; a task names its own by `head`."""
+
+NEW_HEADS = (CLASSIFICATION, QUESTION_ANSWERING)
+"""Heads that training draws anew; all others must be in the files of a pre-trained model."""
 
 
 @dataclass(frozen=True)
@@ -214,23 +221,25 @@ class LanguageBackbone:
     ) -> nn.Module:
         """Build the fp32 model in training mode, for classification with `num_labels` outputs (1: regression).
 
-        `head="masked_lm"` gives the output embedding of masked language models instead, which is no new one: it must
-        be in the files. Another head is new, drawn from `seed` alone, unless `require_head`. The rest of an
+        `head="question_answering"` gives two scores to each token instead. `head="masked_lm"` gives the output
+        embedding of masked language models, which is no new one: it must be in the files. Another head is new, drawn from `seed` alone, unless `require_head`. The rest of an
         untrained model is drawn from `body_seed` (None: `seed`). Raises ValueError naming weights that the files lack,
         and any weight that holds NaN or infinity. The global random state is kept.
         """
-        config, loader = self.model_config(), _model_class(head)
-        if head == CLASSIFICATION:
+        config = self.model_config()
+        loader = _model_class(head, config)
+        if head in NEW_HEADS:
             config.num_labels = num_labels
+        if head == CLASSIFICATION:
             config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
-        else:
+        if head not in NEW_HEADS:
             self._refuse_other_vocabulary(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer().pad_token_id
         with torch.random.fork_rng(devices=[]), _quiet():
             torch.default_generator.manual_seed(seed if body_seed is None else body_seed)  # of the CPU alone
             if self._is_pretrained():
-                stored_head = require_head or head != CLASSIFICATION
+                stored_head = require_head or head not in NEW_HEADS
                 model = self._load(loader, config, require_head=stored_head, seed=seed)
             else:
                 model = loader.from_config(config, dtype=torch.float32)
@@ -295,17 +304,23 @@ class LanguageBackbone:
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-def _model_class(head: str) -> Any:
-    """Give the class of transformers that builds a head."""
+def _model_class(head: str, config: Any) -> Any:
+    """Give the class of transformers that builds a head; ValueError where it has none for this kind of model."""
     import transformers
 
     if head not in HEADS:
         raise ValueError(f"head={head!r} is unknown{suggest(head, HEADS)}")
-    return getattr(transformers, HEADS[head])
+    loader = getattr(transformers, HEADS[head])
+    if type(config) not in loader._model_mapping:
+        raise ValueError(
+            f"transformers has no {head.replace('_', ' ')} head for a model of type {config.model_type!r}: "
+            "choose another backbone or task"
+        )
+    return loader
 
 
 def _head_names(model: Any) -> set[str]:
-    """Name the modules outside the encoder or decoder: the classification head."""
+    """Name the modules outside the encoder or decoder: the head."""
     return {name for name, _ in model.named_children() if name != model.base_model_prefix}
 
 
