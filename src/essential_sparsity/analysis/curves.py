@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from essential_sparsity.analysis.folds import pool_folds
 from essential_sparsity.analysis.grouping import frozen, short_label, varying_keys
 from essential_sparsity.analysis.metrics import Floats, Metric, metric_named
 from essential_sparsity.runs import RunRecord, flatten
@@ -86,9 +87,10 @@ def complete_part(cells: Set[Cell]) -> tuple[list[float], list[int]]:
 def curves_from_runs(records: Sequence[RunRecord], *, split: str | None = None) -> list[SparsityCurve]:
     """Curves of all finished runs: one per group of runs and evaluation split (or of one split only).
 
-    Dense runs serve every pruner of their group: without a zero the pruner does not matter. Runs that failed or have
-    not finished are listed as missing cells.
+    Dense runs serve every pruner of their group: without a zero the pruner does not matter. The folds of a
+    cross-validation count as one run. Runs that failed or have not finished are listed as missing cells.
     """
+    records = pool_folds(records)
     keys = varying_keys(records) if records else []
     readings = {i: _read(record) for i, record in enumerate(records) if record.finished}
     curves = []
