@@ -21,7 +21,8 @@ def result(
     """Give the content of metrics.json but for seconds: primary metric, every split's, measured sparsity."""
     measure, rows = METRICS[metric], {split: pd.DataFrame(columns) for split, columns in predictions.items()}
     primary, config = next(iter(rows)), record["config"]
-    every = {f"{split}/{metric}": measure.value(table) for split, table in rows.items()}
+    names = (metric, *measure.beside)
+    every = {f"{split}/{name}": METRICS[name].value(table) for split, table in rows.items() for name in names}
     every |= {
         f"{split}/loss": float(columns["loss"].mean()) for split, columns in predictions.items() if "loss" in columns
     }

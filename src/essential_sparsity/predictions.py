@@ -17,7 +17,10 @@ Predictions = dict[str, dict[str, np.ndarray]]
 def predict(
     module: LightningModule, loaders: Mapping[str, Iterable[Any]], *, precision: str = "32-true"
 ) -> Predictions:
-    """Predict every row of every split in eval mode, on the device that the module is on; rows come back sorted."""
+    """Predict every row of every split in eval mode, on the device that the module is on; rows come back sorted.
+
+    A loader that has a `complete` scores the columns that the task gives: words, for example, which no tensor holds.
+    """
     was_training = module.training
     module.eval()
     try:
@@ -25,6 +28,15 @@ def predict(
             return {split: _predict_split(module, loader) for split, loader in loaders.items()}
     finally:
         module.train(was_training)
+
+
+def details(predictions: Predictions, *parts: Any) -> dict[str, float]:
+    """Give what data and task say beside the metric (by subject, what was left out): they have `details(predictions)`."""
+    found: dict[str, float] = {}
+    for part in parts:
+        if hasattr(part, "details"):
+            found |= part.details(predictions)
+    return found
 
 
 def _predict_split(module: LightningModule, loader: Iterable[Any]) -> dict[str, np.ndarray]:
@@ -35,7 +47,9 @@ def _predict_split(module: LightningModule, loader: Iterable[Any]) -> dict[str, 
             parts.setdefault(name, []).append(column)
     columns = {name: torch.cat(values).cpu() for name, values in parts.items()}
     order = torch.argsort(columns["row"])
-    return {name: _numpy(column[order]) for name, column in columns.items()}
+    predicted = {name: _numpy(column[order]) for name, column in columns.items()}
+    complete = getattr(loader, "complete", None)
+    return predicted if complete is None else complete(predicted)
 
 
 def _as_input(value: Tensor, module: LightningModule) -> Tensor:

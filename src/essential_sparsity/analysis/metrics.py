@@ -28,6 +28,7 @@ class Metric:
     is_row_mean: bool = False
     higher_is_better: bool = True
     epsilon: float = 0.01
+    beside: tuple[str, ...] = ()  # metrics of the same rows that are reported with it
 
     def value(self, rows: pd.DataFrame) -> float:
         """Value of the metric on these rows; raises ValueError on no rows, a lacking column or a non-finite number."""
@@ -199,7 +200,17 @@ METRICS: dict[str, Metric] = {
         Metric("spearman", _pairs, _spearman, _zero),
         Metric("perplexity", _likelihoods, _log_perplexity, _undefined),
         Metric("exact_match", _column("exact_match"), _mean, _zero, is_row_mean=True),
-        Metric("squad_f1", _column("f1"), _mean, _zero, is_row_mean=True),
+        Metric("squad_f1", _column("f1"), _mean, _zero, is_row_mean=True, beside=("exact_match",)),
+        Metric("parsed_share", _column("parsed"), _mean, _zero, is_row_mean=True),
+        Metric("expression_accuracy", _column("exact"), _mean, _zero, is_row_mean=True),
+        Metric(
+            "value_accuracy",
+            _column("right"),
+            _mean,
+            _zero,
+            is_row_mean=True,
+            beside=("expression_accuracy", "parsed_share"),
+        ),
     )
 }
 
@@ -211,3 +222,4 @@ spearman = METRICS["spearman"].value
 perplexity = METRICS["perplexity"].value
 exact_match = METRICS["exact_match"].value
 squad_f1 = METRICS["squad_f1"].value
+value_accuracy = METRICS["value_accuracy"].value

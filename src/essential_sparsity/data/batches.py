@@ -15,6 +15,8 @@ POOL_BATCHES = 128
 
 Batch = dict[str, torch.Tensor]
 MakeBatch = Callable[[np.ndarray, int], Batch]
+Complete = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Makes the columns of predictions.parquet of a task's, where scoring needs what no tensor holds (texts)."""
 
 
 def random_permutation(num: int, seed: int) -> np.ndarray:
@@ -76,8 +78,11 @@ class BatchLoader:
 
     batch_sampler = None  # Lightning looks for one
 
-    def __init__(self, make_batch: MakeBatch, order: BatchOrder, *, num_workers: int = 0) -> None:
+    def __init__(
+        self, make_batch: MakeBatch, order: BatchOrder, *, num_workers: int = 0, complete: Complete | None = None
+    ) -> None:
         self.make_batch, self.sampler, self.num_workers = make_batch, order, num_workers
+        self.complete = complete
 
     @property
     def batch_size(self) -> int:

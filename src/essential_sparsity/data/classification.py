@@ -245,6 +245,7 @@ class ClassificationData(ABC):
                 part.batch,
                 BatchOrder(len(part), self.evaluation_batch_size, seed=None, lengths=part.lengths),
                 num_workers=self.num_workers,
+                complete=getattr(part.examples, "complete", None),
             )
             for name, part in self._evaluation.items()
         }
