@@ -51,7 +51,7 @@ def start(kind, folder, kill=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vision", "language"])
+@pytest.mark.parametrize("kind", ["vision", "language", "self-supervised"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, tmp_path):
     whole = start(kind, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-800:]
