@@ -12,9 +12,11 @@ import pandas as pd
 from essential_sparsity.analysis import SparsityTrace
 from essential_sparsity.analysis.contrast import COLUMNS, MATCHES, Contrast, Pretraining, matched
 from essential_sparsity.analysis.grouping import ARM
+from essential_sparsity.analysis.levels import finite
 from essential_sparsity.report import style
 from essential_sparsity.report.contrast import REFERENCES, Sides, arm_pairs
 from essential_sparsity.report.figures import empty_figure, save_figure
+from essential_sparsity.report.panels import percent
 from essential_sparsity.report.tables import html_table
 from essential_sparsity.report.trace import pictures_html
 from essential_sparsity.runs import RunRecord, atomic_path, run_id
@@ -142,13 +144,14 @@ def matched_rows(table: pd.DataFrame, arm: str, sides: Sequence[Sides]) -> tuple
     other = str(own["reference"].to_list()[0])
     header = ["", *(f"{IN_WORDS[match]}: {side}" for match in MATCHES for side in (arm, other))]
     forms = {"num_images": "{:,.0f}", "train_flops": "{:.3g}", "knn": "{:.3f}", "linear": "{:.3f}",
-             "near_zero": "{:.2%}"}  # fmt: skip
+             "near_zero": ""}  # fmt: skip
     names = {"num_images": "images seen", "train_flops": "training FLOPs", "knn": "k-NN accuracy",
              "linear": "linear probe", "near_zero": "weights near zero"}  # fmt: skip
     lines = []
     for column, form in forms.items():
         values = [own.at[(match, side), column] for match in MATCHES for side in (arm, other)]
-        lines.append([names[column], *(_form(value, form) for value in values)])
+        shown = [_form(value, form) if form else percent(finite(value)) for value in values]
+        lines.append([names[column], *shown])
     return header, lines + [_essential_line(each, arm) for each in sides]
 
 
@@ -219,7 +222,7 @@ def budget_rows(arms: Sequence[ArmRun]) -> tuple[list[str], list[list[str]]]:
             _form(row["train_flops"], "{:.3g}"), _form(row["steps"], "{:,}"),
             _form(row["seconds"] and row["seconds"] / 3600, "{:.2f}"),
             f"{_form(row['knn_at_start'], '{:.3f}')} → {_form(row['knn'], '{:.3f}')}", _form(row["linear"], "{:.3f}"),
-            f"{_form(row['near_zero_at_start'], '{:.2%}')} → {_form(row['near_zero'], '{:.2%}')}",
+            f"{percent(row['near_zero_at_start'])} → {percent(row['near_zero'])}",
         ])  # fmt: skip
     return header, lines
 

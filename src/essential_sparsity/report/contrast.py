@@ -53,7 +53,8 @@ class Sides:
     def floor(self) -> float | None:
         """The value that all arms start above: the lowest mean dense value of an arm, less ε."""
         dense = [panel.result.dense for panels in self.panels.values() for panel in panels]
-        return min(dense) - self.epsilon if all(value is not None for value in dense) else None  # type: ignore[type-var]
+        known = [value for value in dense if value is not None]
+        return min(known) - self.epsilon if known else None
 
     def crossings(self, *, floor: float | None = None) -> dict[str, dict[int, float]]:
         """Essential sparsity per arm and pre-training seed, or how far each goes above a common floor.
@@ -84,13 +85,12 @@ class Sides:
 
 
 def arm_pairs(arms: Sequence[str]) -> list[Pair]:
-    """Hold every other arm against the supervised ones, those against the standard one; else all against the first."""
+    """Hold each other arm against the supervised ones, the twin against the standard one; else all against the first."""
     references = [arm for arm in REFERENCES if arm in arms]
     if not references:
         return [(arm, arms[0]) for arm in arms[1:]]
     pairs = [(arm, other) for arm in arms if arm not in references for other in references]
-    standard = references[1] if references[:2] == list(REFERENCES[:2]) else None
-    return pairs + [(arm, standard) for arm in references if standard and arm != standard]
+    return pairs + [REFERENCES[:2]] * (references[:2] == list(REFERENCES[:2]))
 
 
 def side_by_side(panels: Sequence[Panel], records: Sequence[RunRecord]) -> list[Sides]:
@@ -98,15 +98,17 @@ def side_by_side(panels: Sequence[Panel], records: Sequence[RunRecord]) -> list[
     judged = [panel for panel in panels if not is_control(panel.curve) and not panel.is_dense_only]
     key = ARM if any(ARM in panel.curve.group for panel in judged) else "backbone"
     found: dict[Any, dict[str, list[Panel]]] = defaultdict(lambda: defaultdict(list))
+    titles: dict[Any, str] = {}
     for panel in judged:
         group = panel.curve.group
         if key in group:
             rest = {name: value for name, value in group.items() if not _of_arm(name, key)}
             found[frozen(rest)][str(group[key])].append(panel)
+            titles[frozen(rest)] = _title(panel, rest)
     runs = {record.path.name: record for record in records}
     return [
-        Sides(key, _title(arms), dict(arms), {panel.curve.label: _origins(panel, runs) for panel in judged})
-        for arms in found.values()
+        Sides(key, titles[rest], dict(arms), {panel.curve.label: _origins(panel, runs) for panel in judged})
+        for rest, arms in found.items()
         if len(arms) > 1
     ]
 
@@ -115,11 +117,13 @@ def _of_arm(name: str, key: str) -> bool:
     return name in (key, "pretraining_seed") or name.startswith(("parent.", f"{key}."))
 
 
-def _title(arms: Mapping[str, Sequence[Panel]]) -> str:
-    panel = next(iter(arms.values()))[0]
+def _title(panel: Panel, rest: Mapping[str, Any]) -> str:
+    """Name a data set, what else tells it from the sweep's others, split and metric."""
     about = panel.curve.about
     data = " ".join(part for part in (about.get("data"), about.get("subset")) if part) or panel.title
-    return f"{data}, {panel.result.split} {panel.result.metric}"
+    told = [f"{key}={value}" for key, value in rest.items() if key not in ("data", "data.subset", "split")]
+    told = [text for text in told if text != "pruner=omp"]
+    return ", ".join([data, *told[:2], f"{panel.result.split} {panel.result.metric}"])
 
 
 def _origins(panel: Panel, runs: Mapping[str, RunRecord]) -> dict[int, int]:
@@ -196,7 +200,10 @@ def _drop(panels: Sequence[Panel], level: float) -> str:
             drops.append(-line["difference"])
             over = result.dense - (result.chance or 0.0)
             shares.append(drops[-1] / over if over > 0 else float("nan"))
-    return f"{points(panels[0].result, float(np.mean(drops)))} ({percent(float(np.mean(shares)))})" if drops else "–"
+    if not drops:
+        return "–"
+    share = f" ({percent(float(np.mean(shares)))})" if np.isfinite(shares).all() else ""
+    return f"{points(panels[0].result, float(np.mean(drops)))}{share}"
 
 
 def _number(value: float | None) -> str:
