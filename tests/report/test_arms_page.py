@@ -166,7 +166,9 @@ def test_a_pre_training_that_failed_is_named(tmp_path: Path) -> None:
     page = (tmp_path / "report/index.html").read_text()
     assert "ssl, pre-training seed 0, failed</b>: CollapseError: all features are &lt;alike&gt;" in page
     assert pd.read_csv(tmp_path / "report/budgets.csv").set_index("arm").loc["ssl", "state"] == "failed"
-    assert "Arms side by side" not in page and "nan" not in page.split("<script")[0] and "budgets made equal" not in page
+    assert (
+        "Arms side by side" not in page and "nan" not in page.split("<script")[0] and "budgets made equal" not in page
+    )
 
 
 def test_two_public_checkpoints_are_called_these_two(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Sides:
 
 
 def arm_pairs(arms: Sequence[str]) -> list[Pair]:
-    """Hold each other arm against the supervised ones, the twin against the standard one; else all against the first."""
+    """Hold each other arm against the supervised ones, the twin against the standard one; else all against one."""
     references = [arm for arm in REFERENCES if arm in arms]
     if not references:
         return [(arm, arms[0]) for arm in arms[1:]]
