@@ -11,14 +11,16 @@ from pytorch_lightning import LightningModule
 
 from essential_sparsity.accounts import layer_rows, result, run_info
 from essential_sparsity.callbacks.pruning import forward_of
-from essential_sparsity.predictions import device_of, predict
+from essential_sparsity.predictions import details, device_of, inputs_device, predict_rows
 from essential_sparsity.preparation import (
+    as_they_are,
     calibration_batches,
     check_pruner,
     head_of,
     inputs_if_there,
     inputs_of,
     origin_note,
+    refuse_off_loaded,
     with_parent,
 )
 from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
@@ -26,6 +28,9 @@ from essential_sparsity.pruning.architecture import Architecture
 from essential_sparsity.pruning.lottery import Lottery
 from essential_sparsity.runs import Run, run_at, run_id
 from essential_sparsity.seeds import derive
+
+WEIGHTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Number formats of weights by precision; all others compute from fp32 weights."""
 
 
 def level_run(folder: Path, record: Mapping[str, Any], sparsity: Fraction | None) -> tuple[Run, dict[str, Any]]:
@@ -83,7 +88,7 @@ def evaluate_curve(
 
 
 class _Curve:
-    """What all levels share: the model in evaluation, its weights as they were, the loaders."""
+    """What all levels share: the data, the model in evaluation, its weights as they were."""
 
     def __init__(
         self,
@@ -101,16 +106,24 @@ class _Curve:
         data.prepare(preprocessing)
         data.seed(derive(seed, "order"))
         batches = calibration_batches(pruner, levels, preprocessing, data)
-        build = {"seed": derive(seed, "head"), "require_head": True, **head_of(task)}
+        dtype = backbone.stored_dtype() if precision is None else WEIGHTS.get(precision, torch.float32)
+        build = {"seed": derive(seed, "head"), "require_head": True, "dtype": dtype, **head_of(task)}
         model = backbone.build(num_labels=data.num_labels, **build)
         self.architecture = backbone.architecture(model)
         self.module = task(model, num_labels=data.num_labels)
-        self.module.to(device_of(device), dtype=backbone.stored_dtype() if precision is None else None)
+        if hasattr(model, "hf_device_map"):
+            refuse_off_loaded(model, [pruner.resolve(level) for level in levels])
+        else:
+            self.module.to(device_of(device), dtype=dtype)
+        bind: Any = getattr(self.module, "bind", None)
+        if bind is not None:
+            bind(preprocessing)
         self.precision = precision or "32-true"
         self.weights = prunable_weights(model, self.architecture)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.choose = _chooser(pruner, self.module, self.architecture, batches, len(levels))
-        self.loaders = data.evaluation_dataloaders()
+        again = len(levels) > 1  # else the weights that are there serve, and no copy is held
+        folder = getattr(backbone, "folder", None) if again else None
+        self.choose = _chooser(pruner, self.module, self.architecture, batches, again=again, folder=folder)
 
     def evaluate(self, level: Any, run: Run, record: Mapping[str, Any]) -> None:
         """Prune to a level, predict every row and write the run folder."""
@@ -118,8 +131,9 @@ class _Curve:
         run.start(run_info(record, inputs=self.inputs, parent=record.get("parent")))
         masks, notes = self.choose(level)
         masks, wanted = with_parent(masks, self.inputs), self.pruner.resolve(level)
-        predictions = predict(self.module, self.loaders, precision=self.precision)
+        predictions = predict_rows(self.module, self.data, precision=self.precision)
         metrics = result(predictions, metric=self.data.metric, masks=masks, requested=wanted, record=record)
+        metrics["metrics"] |= details(predictions, self.data, self.module)
         run.write_predictions(predictions)
         run.write_layers(layer_rows(self.weights, masks, self.architecture))
         masks.save(run.path / "masks.safetensors")
@@ -127,7 +141,7 @@ class _Curve:
             "seconds": round(time.monotonic() - started, 3),
             "num_parameters": self.num_parameters,
             "pruning": {**notes, **origin_note(self.pruner, self.inputs)},
-            "device": str(self.module.device),
+            "device": str(inputs_device(self.module)),
         }
         run.finish(metrics)
 
@@ -138,7 +152,13 @@ def ascending(sparsities: Iterable[Any]) -> list[Fraction | None]:
 
 
 def _chooser(
-    pruner: Any, module: LightningModule, architecture: Architecture, batches: list[Any] | None, num_levels: int
+    pruner: Any,
+    module: LightningModule,
+    architecture: Architecture,
+    batches: list[Any] | None,
+    *,
+    again: bool,
+    folder: Path | None,
 ) -> Callable[[Any], tuple[Masks, Mapping[str, Any]]]:
     """Give a function that prunes the model to a sparsity, rising from call to call.
 
@@ -153,8 +173,8 @@ def _chooser(
             return ranking.apply_(weights, level), {}
 
         return cut
-    again = num_levels > 1  # else the weights that are there serve, and no copy is held
-    original = {name: weight.detach().clone() if again else weight.detach() for name, weight in weights.items()}
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    original = as_they_are(detached, architecture, folder) if again else detached
 
     @torch.no_grad()
     def choose(level: Any) -> tuple[Masks, Mapping[str, Any]]:

@@ -9,8 +9,18 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from essential_sparsity.callbacks.probes import plain_loader
+
 Predictions = dict[str, dict[str, np.ndarray]]
 """split → column (row, label, prediction, loss, …) → array [rows]."""
+
+
+def predict_rows(module: LightningModule, data: Any, *, precision: str = "32-true") -> Predictions:
+    """Predict the evaluation rows of prepared data, once a module that asks for training rows has seen them."""
+    remember = getattr(module, "remember", None)
+    if remember is not None:
+        remember(plain_loader(data))
+    return predict(module, data.evaluation_dataloaders(), precision=precision)
 
 
 @torch.inference_mode()
@@ -24,14 +34,14 @@ def predict(
     was_training = module.training
     module.eval()
     try:
-        with _autocast(module.device, precision):
+        with _autocast(inputs_device(module), precision):
             return {split: _predict_split(module, loader) for split, loader in loaders.items()}
     finally:
         module.train(was_training)
 
 
 def details(predictions: Predictions, *parts: Any) -> dict[str, float]:
-    """Give what data and task say beside the metric (by subject, what was left out): they have `details(predictions)`."""
+    """Give what data and task say beside the metric (by subject, what was left out), by their `details`."""
     found: dict[str, float] = {}
     for part in parts:
         if hasattr(part, "details"):
@@ -41,8 +51,9 @@ def details(predictions: Predictions, *parts: Any) -> dict[str, float]:
 
 def _predict_split(module: LightningModule, loader: Iterable[Any]) -> dict[str, np.ndarray]:
     parts: dict[str, list[Tensor]] = {}
+    device = inputs_device(module)
     for index, batch in enumerate(loader):
-        batch = {key: _as_input(value.to(module.device, non_blocking=True), module) for key, value in batch.items()}
+        batch = {key: _as_input(value.to(device, non_blocking=True), module) for key, value in batch.items()}
         for name, column in module.predict_step(batch, index).items():
             parts.setdefault(name, []).append(column)
     columns = {name: torch.cat(values).cpu() for name, values in parts.items()}
@@ -70,6 +81,12 @@ def _autocast(device: torch.device, precision: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def inputs_device(module: LightningModule) -> torch.device:
+    """Give the device that inputs go to: the first weight's, for a model may be spread over several."""
+    first = next(module.parameters(), None)
+    return module.device if first is None or first.is_meta else first.device
 
 
 def device_of(name: str) -> torch.device:

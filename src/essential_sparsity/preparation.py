@@ -3,13 +3,15 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning import Masks
+from essential_sparsity.pruning.architecture import prunable_names
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,57 @@ def head_of(task: Any) -> dict[str, str]:
         task = task.func
     head = getattr(task, "head", None)
     return {} if head is None else {"head": head}
+
+
+def check_trainable(data: Any) -> None:
+    """Raise ValueError for data that are only evaluated."""
+    if getattr(data, "zero_shot", False):
+        raise ValueError(
+            f"data={type(data).__name__} has rows to evaluate, none to train on: use essential-sparsity evaluate"
+        )
+
+
+# --- large models -----------------------------------------------------------------------------------------------------
+
+COPIED = 1 << 30
+"""Bytes of weights up to which a copy of them is held; larger ones are read from their file again."""
+
+
+def as_they_are(weights: Mapping[str, Tensor], architecture: Any, folder: Path | None) -> Mapping[str, Tensor]:
+    """Give weights as they are now, whatever becomes of them: a copy, or their local file where they are large."""
+    stored = None if folder is None or sum(w.nbytes for w in weights.values()) <= COPIED else Checkpoint.open(folder)
+    if stored is not None:
+        names = prunable_names(stored.names(), architecture)
+        if all(name in names and stored.shape(names[name]) == tuple(weights[name].shape) for name in weights):
+            return _FromFile(stored, {name: names[name] for name in weights})
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _FromFile(Mapping[str, Tensor]):
+    """Weights of a checkpoint by canonical name, each read when it is asked for."""
+
+    stored: Checkpoint
+    names: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def refuse_off_loaded(model: nn.Module, levels: Iterable[Any]) -> None:
+    """Raise ValueError where weights that are to be pruned are off-loaded: there is nothing to prune in place."""
+    absent = sum(weight.is_meta for weight in model.parameters())
+    if absent and any(level != 0 for level in levels):
+        raise ValueError(
+            f"{absent} weights are off-loaded (backbone.device_map), so they cannot be pruned in memory: "
+            "essential-sparsity prune checkpoint=… out=… prunes the files, then evaluate those at sparsities=[0.0]"
+        )
 
 
 # --- what pruners need and say ----------------------------------------------------------------------------------------

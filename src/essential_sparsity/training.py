@@ -19,7 +19,6 @@ from essential_sparsity.callbacks.augmentation import Augment
 from essential_sparsity.callbacks.budget import Budget
 from essential_sparsity.callbacks.checkpoint_every import CheckpointEvery
 from essential_sparsity.callbacks.loader_position import LoaderPosition
-from essential_sparsity.callbacks.probes import plain_loader
 from essential_sparsity.callbacks.snapshot import Snapshot
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
@@ -35,10 +34,11 @@ from essential_sparsity.parents import (
     started_at,
     starts_anew,
 )
-from essential_sparsity.predictions import device_of, predict
+from essential_sparsity.predictions import details, device_of, predict_rows
 from essential_sparsity.preparation import (
     calibration_batches,
     check_pruner,
+    check_trainable,
     head_of,
     inputs_of,
     origin_note,
@@ -95,6 +95,7 @@ def fit(
             lacking = ", ".join(f"{kept(run, part).name}/" for part in missing)
             warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
         data.check()
+        check_trainable(data)
         check_pruner(pruner, [sparsity], data)
         if parent is None:
             backbone.check()
@@ -208,17 +209,16 @@ class _Stage:
         record: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Predict every evaluation row, write the run's tables and masks, and give what metrics.json begins with."""
-        remember = getattr(module, "remember", None)
-        if remember is not None:
-            remember(plain_loader(self.data))
-        predictions = predict(module, self.data.evaluation_dataloaders(), precision=precision)
+        predictions = predict_rows(module, self.data, precision=precision)
         run.write_predictions(predictions)
         exported: Any = getattr(module, "exported", module.model)
         weights = {name: weight.detach() for name, weight in prunable_weights(exported, architecture).items()}
         run.write_layers(layer_rows(weights, masks, architecture))
         masks.save(run.path / "masks.safetensors")
         requested = self.pruner.resolve(self.sparsity)
-        return result(predictions, metric=self.data.metric, masks=masks, requested=requested, record=record)
+        metrics = result(predictions, metric=self.data.metric, masks=masks, requested=requested, record=record)
+        metrics["metrics"] |= details(predictions, self.data, module)
+        return metrics
 
     def _fit(self, trainer: Trainer, module: LightningModule, loader: Any, resumed: Path | None) -> None:
         with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Language backbones: transformers models by hub id or local folder, with the head that a task asks for."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -36,11 +37,14 @@ DROPOUT_KEYS = (
 )
 """The spellings of dropout in transformers' configurations."""
 
-CLASSIFICATION, QUESTION_ANSWERING = "classification", "question_answering"
+CLASSIFICATION, QUESTION_ANSWERING, FEATURES = "classification", "question_answering", "features"
+CAUSAL_LM = "causal_lm"
 HEADS = {
     CLASSIFICATION: "AutoModelForSequenceClassification",
     QUESTION_ANSWERING: "AutoModelForQuestionAnswering",
     "masked_lm": "AutoModelForMaskedLM",
+    CAUSAL_LM: "AutoModelForCausalLM",
+    FEATURES: "AutoModel",
 }
 """What a model can be built with, and the class of transformers that has it; a task names its own by `head`."""
 
@@ -77,7 +81,8 @@ class LanguageBackbone:
 
     `path` (a `save_pretrained` folder) stands in place of `hub_id`; with `models_root` set, the folder
     `<models_root>/<last part of hub_id>` does. `pretrained=False` gives the same shape untrained. `config` overrides
-    single values of the model's configuration, `dropout` all its dropout probabilities at once.
+    single values of the model's configuration, `dropout` all its dropout probabilities at once. `device_map="auto"`
+    spreads a model over the cards, and over host memory what does not fit there (for evaluation; needs accelerate).
     """
 
     hub_id: str | None = None
@@ -87,6 +92,7 @@ class LanguageBackbone:
     pretrained: bool = True
     dropout: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    device_map: str | None = None
 
     # --- where it comes from ---
 
@@ -110,6 +116,8 @@ class LanguageBackbone:
         """Check that the folder, its configuration and its weight files are there and whole; loads no model."""
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"backbone.dropout={self.dropout} lies outside [0, 1): give a probability")
+        if self.device_map is not None and importlib.util.find_spec("accelerate") is None:
+            raise ValueError(f"backbone.device_map={self.device_map} needs accelerate: pip install accelerate")
         self._check_folder()
         if self.folder is not None:
             self._checked_overrides(self.model_config())
@@ -218,13 +226,16 @@ class LanguageBackbone:
         require_head: bool = False,
         body_seed: int | None = None,
         head: str = CLASSIFICATION,
+        dtype: torch.dtype = torch.float32,
     ) -> nn.Module:
-        """Build the fp32 model in training mode, for classification with `num_labels` outputs (1: regression).
+        """Build the model in training mode, in fp32, for classification with `num_labels` outputs (1: regression).
 
-        `head="question_answering"` gives two scores to each token instead. `head="masked_lm"` gives the output
-        embedding of masked language models, which is no new one: it must be in the files. Another head is new, drawn from `seed` alone, unless `require_head`. The rest of an
-        untrained model is drawn from `body_seed` (None: `seed`). Raises ValueError naming weights that the files lack,
-        and any weight that holds NaN or infinity. The global random state is kept.
+        `head="question_answering"` gives two scores to each token instead. `head="masked_lm"` or "causal_lm" gives the
+        output embedding of language models, which is no new one: it must be in the files; "features" gives none.
+        Another head is new, drawn from `seed` alone, unless `require_head`. The rest of an untrained model is drawn
+        from `body_seed` (None: `seed`). With another `dtype`, the files' own, weights are in memory once, as evaluation
+        wants them. Raises ValueError naming weights that the files lack, and any weight that holds NaN or infinity. The
+        global random state is kept.
         """
         config = self.model_config()
         loader = _model_class(head, config)
@@ -232,7 +243,7 @@ class LanguageBackbone:
             config.num_labels = num_labels
         if head == CLASSIFICATION:
             config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
-        if head not in NEW_HEADS:
+        if head == "masked_lm":
             self._refuse_other_vocabulary(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = self.tokenizer().pad_token_id
@@ -240,13 +251,13 @@ class LanguageBackbone:
             torch.default_generator.manual_seed(seed if body_seed is None else body_seed)  # of the CPU alone
             if self._is_pretrained():
                 stored_head = require_head or head not in NEW_HEADS
-                model = self._load(loader, config, require_head=stored_head, seed=seed)
+                model = self._load(loader, config, require_head=stored_head, seed=seed, dtype=dtype)
             else:
                 model = loader.from_config(config, dtype=torch.float32)
-                if require_head:
+                if require_head and head != CAUSAL_LM:  # what an untrained decoder answers is a control: chance
                     raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
                 draw_modules(model, _head_names(model), seed, deviation=_deviation(config))
-        return model.float().train()
+        return (model if hasattr(model, "hf_device_map") else model.to(dtype)).train()
 
     def _refuse_other_vocabulary(self, config: Any) -> None:
         """Refuse a tokenizer of another size than the vocabulary that the model predicts."""
@@ -256,15 +267,17 @@ class LanguageBackbone:
                 "give the tokenizer that the model was trained with"
             )
 
-    def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int) -> nn.Module:
+    def _load(self, loader: Any, config: Any, *, require_head: bool, seed: int, dtype: torch.dtype) -> nn.Module:
+        spread = {} if self.device_map is None else {"device_map": self.device_map}
         with self._readable("model"):
             model, found = loader.from_pretrained(
                 self._source,
                 revision=self.revision,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
+                **spread,
             )
         new = _missing_poolers(model, found["missing_keys"])
         if not require_head:
@@ -316,17 +329,24 @@ def _model_class(head: str, config: Any) -> Any:
             f"transformers has no {head.replace('_', ' ')} head for a model of type {config.model_type!r}: "
             "choose another backbone or task"
         )
+    if head == CAUSAL_LM and type(config) in transformers.AutoModelForMaskedLM._model_mapping:
+        raise ValueError(
+            f"a model of type {config.model_type!r} is an encoder, which sees the words that it is to predict: "
+            "choose a decoder such as backbone=opt_125m"
+        )
     return loader
 
 
 def _head_names(model: Any) -> set[str]:
-    """Name the modules outside the encoder or decoder: the head."""
+    """Name the modules outside the encoder or decoder: the head; none where the model is all encoder or decoder."""
+    if model.base_model is model:
+        return set()
     return {name for name, _ in model.named_children() if name != model.base_model_prefix}
 
 
 def _missing_poolers(model: Any, missing: Any) -> set[str]:
     """Name a pooler of which *every* weight is missing: checkpoints of masked language models have none."""
-    pooler = f"{model.base_model_prefix}.pooler"
+    pooler = "pooler" if model.base_model is model else f"{model.base_model_prefix}.pooler"
     own = {name for name, _ in model.named_parameters() if name.startswith(f"{pooler}.")}
     if own and own <= set(missing):
         log.info("the checkpoint has no pooler: it is new, as the head")

@@ -178,8 +178,9 @@ class VisionBackbone:
         require_head: bool = False,
         body_seed: int | None = None,
         head: str = CLASSIFICATION,
+        dtype: torch.dtype = torch.float32,
     ) -> nn.Module:
-        """Build the fp32 model in training mode with `num_labels` outputs.
+        """Build the model in training mode, in fp32 unless `dtype` names another, with `num_labels` outputs.
 
         The head is new, drawn from `seed` alone, unless `require_head`: then it must be in the files. The rest of an
         untrained model is drawn from `body_seed` (None: `seed`). `head="features"` gives a model without classifier
@@ -206,7 +207,7 @@ class VisionBackbone:
             raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
         if not require_head:
             draw_modules(model, classifier, seed)
-        return model.float().train()
+        return model.to(dtype).train()
 
     def _load(self, model: nn.Module, *, new: set[str]) -> None:
         """Load the weights, but for those of the modules that are `new`."""

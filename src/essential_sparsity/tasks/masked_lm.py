@@ -4,21 +4,19 @@ Legend: R rows, L tokens of a row, M masked tokens of the batch, H hidden size, 
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import pytorch_lightning as lightning
 import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from essential_sparsity.tasks.optimization import Schedule, configured
+from essential_sparsity.tasks.optimization import Schedule
+from essential_sparsity.tasks.token_prediction import Batch, TokenPrediction
 
-Batch = dict[str, Tensor]
 HEAD_NAMES = ("cls", "lm_head")
 """Modules that turn hidden states into logits: BERT's family, RoBERTa's family."""
 
 
-class MaskedLanguageModel(lightning.LightningModule):
+class MaskedLanguageModel(TokenPrediction):
     """Predict masked tokens (Devlin et al. 2019): a batch holds `input_ids` [R, L], `positions` [M], `labels` [M].
 
     `positions` index the flattened ids. `num_labels` has no meaning here. `compile` compiles the encoder (names stay).
@@ -36,14 +34,12 @@ class MaskedLanguageModel(lightning.LightningModule):
         schedule: Schedule | None = None,
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, optimizer=optimizer, schedule=schedule)
         self._output = next((getattr(model, name) for name in HEAD_NAMES if hasattr(model, name)), None)
         if self._output is None:
             raise ValueError(f"{type(model).__name__} has no output embedding known here: use a BERT or RoBERTa")
         if compile:
             self._encoder.compile()
-        self._make_optimizer, self._make_schedule = optimizer, schedule
 
     @property
     def _encoder(self) -> nn.Module:
@@ -59,29 +55,3 @@ class MaskedLanguageModel(lightning.LightningModule):
     def token_losses(self, batch: Batch) -> Tensor:
         """Give each masked token's loss [M] in fp32."""
         return functional.cross_entropy(self.scores(batch).float(), batch["labels"], reduction="none")
-
-    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
-        """Give the mean loss of the masked tokens, and log it as train/loss (no synchronisation with the device)."""
-        loss = self.token_losses(batch).mean()
-        self.log("train/loss", loss.detach(), batch_size=len(batch["labels"]))
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
-        """Log the loss of a validation batch; the reported metric comes from `predict_step`."""
-        self.log("validation/loss", self.token_losses(batch).mean(), batch_size=len(batch["labels"]))
-
-    def predict_step(self, batch: Batch, batch_idx: int = 0) -> Batch:
-        """Give the columns row, log_likelihood (of all its masked tokens), num_tokens, loss (their mean), each 1-D."""
-        losses, row = self.token_losses(batch), batch["positions"] // batch["input_ids"].shape[1]
-        totals = losses.new_zeros(len(batch["row"])).index_add_(0, row, losses)
-        counts = row.bincount(minlength=len(batch["row"]))
-        return {"row": batch["row"], "log_likelihood": -totals, "num_tokens": counts, "loss": totals / counts}
-
-    def configure_optimizers(self) -> Any:
-        """Make the optimizer over the groups with and without decay, and its schedule by step."""
-        if self._make_optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
-        steps = self.trainer.estimated_stepping_batches
-        return configured(self.model, self._make_optimizer, self._make_schedule, steps)
