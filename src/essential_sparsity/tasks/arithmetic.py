@@ -160,7 +160,7 @@ def load_decoder(decoder: ExpressionDecoder, folder: str) -> None:
     from essential_sparsity.checkpoints import Checkpoint
 
     remedy = "train it first, essential-sparsity train data=… save_model=true, and give backbone.path=<run>/model"
-    stored = Checkpoint.open(Path(folder)) if Path(folder).is_dir() else {}
+    stored = Checkpoint.open(Path(folder)) if folder and Path(folder).is_dir() else {}
     prefix = f"{DECODER}."
     found = {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
     own = decoder.state_dict()
