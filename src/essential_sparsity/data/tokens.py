@@ -61,3 +61,13 @@ def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )["input_ids"]
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Give the special tokens that a tokenizer puts before a text: OPT's </s>, Llama's <s>, BERT's [CLS], GPT-2's none.
+
+    Decoders read them, and none that would end the text.
+    """
+    whole, plain = tokenizer("a", verbose=False)["input_ids"], encode(tokenizer, ["a"])[0]
+    places = [at for at in range(len(whole) - len(plain) + 1) if whole[at : at + len(plain)] == plain]
+    return list(whole[: places[0]]) if places else []
