@@ -138,6 +138,9 @@ def test_unsound_rows_are_left_out_counted_and_told(tmp_path: Path, tiny: TextPr
     with caplog.at_level(logging.WARNING):
         prepared(data, tiny)
     assert data.defects == {"train": dict.fromkeys(UNSOUND, 1), "test": {problem_rows.OTHER_ANSWER: 1}}
+    assert data.details({}) == {
+        "train/num_left_out": 4, "train/num_other_answers": 0, "test/num_left_out": 0, "test/num_other_answers": 1
+    }  # fmt: skip
     assert rows_of(data.train_dataloader()) == [0]
     assert rows_of(data.evaluation_dataloaders()["test"]) == [0]  # another answer: the expression's value counts
     assert data.evaluation_dataloaders()["test"].make_batch(np.array([0]), 0)["answer"].numpy().view(float) == [6.0]

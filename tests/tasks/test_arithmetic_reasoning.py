@@ -219,6 +219,7 @@ def test_training_finds_the_values_and_the_rows_give_them_back(trained: Run) -> 
     metrics = trained.metrics
     assert metrics["metric"] == "value_accuracy" and metrics["chance"] == 0.0 and metrics["value"] > 0.3
     assert metrics["sparsity"] == pytest.approx(0.3, abs=1e-5)
+    assert metrics["metrics"]["train/num_left_out"] == 0
     rows = pd.DataFrame(read_run(trained.path).predictions().to_pandas())
     for name in ("value_accuracy", "expression_accuracy", "parsed_share"):
         assert METRICS[name].value(rows) == metrics["metrics"][f"test/{name}"]

@@ -76,13 +76,12 @@ def _pooled(members: Sequence[RunRecord], num_folds: int) -> RunRecord:
 
 
 def _metrics(done: Sequence[RunRecord]) -> dict[str, Any]:
-    """Give the first fold's metrics, with seconds in total and the mean of the final training loss."""
+    """Give what all folds share (metric, split, counts of weights), seconds in total, the mean final training loss."""
     every = [record.metrics or {} for record in done]
     losses = [loss for metrics in every if (loss := (metrics.get("metrics") or {}).get("train/loss")) is not None]
-    means = {"train/loss": float(np.mean(losses))} if losses else {}
     return {
-        **every[0],
+        **{name: value for name, value in every[0].items() if name != "value"},  # the rows give it
         "num_rows": sum(metrics.get("num_rows", 0) for metrics in every),
         "seconds": sum(metrics.get("seconds") or 0.0 for metrics in every),
-        "metrics": {**(every[0].get("metrics") or {}), **means},
+        "metrics": {"train/loss": float(np.mean(losses))} if losses else {},
     }

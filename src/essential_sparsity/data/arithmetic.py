@@ -1,6 +1,7 @@
 """Arithmetic word problems: MAWPS and ASDiv-A in five folds, SVAMP with its own split, as in SMC-Bench."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from essential_sparsity.data.classification import ClassificationData
 from essential_sparsity.data.expressions import OPERATORS
-from essential_sparsity.data.problems import COLUMNS, constants_of, read_problems, tokenise_problems
+from essential_sparsity.data.problems import COLUMNS, OTHER_ANSWER, constants_of, read_problems, tokenise_problems
 from essential_sparsity.inputs import file_digest, suggest
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,15 @@ class Arithmetic(ClassificationData):
                     f"{self.subset} {split} has no sound problem ({self.defects[split]}): give other files"
                 )
         self.select(made["train"], {"test": made["test"]})
+
+    def details(self, predictions: Mapping[str, Any]) -> dict[str, float]:
+        """Count per split the rows that were left out, and those whose stated answer was passed over."""
+        found: dict[str, float] = {}
+        for split, defects in self.defects.items():
+            passed_over = defects.get(OTHER_ANSWER, 0)
+            found[f"{split}/num_left_out"] = sum(defects.values()) - passed_over
+            found[f"{split}/num_other_answers"] = passed_over
+        return found
 
 
 def check_fold(fold: int | None, *, is_folded: bool, what: str) -> int | None:
