@@ -14,6 +14,8 @@ from essential_sparsity.seeds import derive
 FEWEST_WORDS = 12
 NUM_ASKED = 3
 """Words of a question that stand in the context; the next one is the answer."""
+LONGEST_ASKED = 40
+"""Characters: of longer ones (tables, rules) nothing is asked."""
 
 
 @lru_cache(maxsize=1)
@@ -26,6 +28,8 @@ def questions() -> list[dict[str, Any]]:
             continue
         place = NUM_ASKED + derive(number, "question") % (len(words) - NUM_ASKED)
         asked = " ".join(words[place - NUM_ASKED : place])
+        if len(asked) > LONGEST_ASKED:
+            continue
         start = len(" ".join(words[:place])) + 1
         answers = {"text": [words[place]], "answer_start": [start]}
         rows.append({"context": context, "question": f"which word follows {asked}", "answers": answers})

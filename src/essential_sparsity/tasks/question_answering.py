@@ -72,8 +72,6 @@ class QuestionAnswering(lightning.LightningModule):
 
     def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Give the scores of all tokens as start and as end of the answer, each [W, L] in fp32; padding has −inf."""
-        if batch["labels"].ndim != 2:
-            raise ValueError("task=question_answering asks data with questions: give data=squad")
         output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         padding = batch["attention_mask"] == 0
         starts, ends = (
@@ -83,6 +81,8 @@ class QuestionAnswering(lightning.LightningModule):
 
     def window_losses(self, scores: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """Give each window's loss [W]: the mean of the cross-entropies of start and end."""
+        if labels.ndim != 2:
+            raise ValueError("task=question_answering asks data with questions: give data=squad")
         losses = [
             functional.cross_entropy(part, label, reduction="none")
             for part, label in zip(scores, labels.unbind(1), strict=True)
