@@ -1,23 +1,22 @@
 """BERT from its shape alone, to be pre-trained here: no download, a vocabulary of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from essential_sparsity.backbones.language import LanguageBackbone, TextPreprocessing
 from essential_sparsity.inputs import suggest
 
-SHAPES: dict[str, tuple[int, int]] = {
-    "tiny": (2, 128),
-    "mini": (4, 256),
-    "small": (4, 512),
-    "medium": (8, 512),
-    "base": (12, 768),
-    "large": (24, 1024),
+SHAPES: dict[str, tuple[int, int, int]] = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
 }
-"""Layers and hidden size, as published (google/bert_uncased_L-*_H-*, BERT base and large)."""
-
-HEAD_SIZE = 64
+"""Layers, hidden size and heads, as published (google/bert_uncased_L-*_H-*, BERT base and large)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,9 @@ class NewBert(LanguageBackbone):
     size: str = "base"
     vocabulary: Any = None
 
+    family: ClassVar[str] = "BERT"
+    shapes: ClassVar[Mapping[str, tuple[int, int, int]]] = SHAPES
+
     @property
     def folder(self) -> Path | None:
         """The folder of a trained model, or None: a new one."""
@@ -39,8 +41,10 @@ class NewBert(LanguageBackbone):
 
     def check(self) -> None:
         """Check the size's name, and the vocabulary or the folder."""
-        if self.size not in SHAPES:
-            raise ValueError(f"backbone.size={self.size!r} is no size of BERT{suggest(self.size, SHAPES)}")
+        if self.size not in self.shapes:
+            raise ValueError(
+                f"backbone.size={self.size!r} is no size of {self.family}{suggest(self.size, self.shapes)}"
+            )
         super().check()
 
     def _check_folder(self) -> None:
@@ -58,21 +62,23 @@ class NewBert(LanguageBackbone):
         """Give the configuration of the size, as large as the vocabulary, or that of `path`."""
         if self.path is not None:
             return super().model_config()
+        return self._adapted(self._new_config(self.tokenizer()))
+
+    def _new_config(self, tokenizer: Any) -> Any:
+        """Give the configuration of a new model of this size."""
         from transformers import BertConfig
 
-        layers, width = SHAPES[self.size]
-        tokenizer = self.tokenizer()
-        config = BertConfig(
+        layers, width, heads = self.shapes[self.size]
+        return BertConfig(
             vocab_size=len(tokenizer),
             num_hidden_layers=layers,
             hidden_size=width,
-            num_attention_heads=width // HEAD_SIZE,
+            num_attention_heads=heads,
             intermediate_size=4 * width,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.cls_token_id,
             eos_token_id=tokenizer.sep_token_id,
         )
-        return self._adapted(config)
 
     def tokenizer(self) -> Any:
         """Give the tokenizer of `path`, or the vocabulary's (trained at the first call, then from the cache)."""

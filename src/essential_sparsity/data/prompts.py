@@ -49,7 +49,7 @@ class Questions:
         """Which prompts lose their beginning: bool."""
         return self.lengths > self.max_length
 
-    @cached_property
+    @property
     def content(self) -> np.ndarray:
         """Hash (uint64) of each prompt."""
         return row_hashes(bytes(self.prompt(number)) for number in range(len(self.labels)))

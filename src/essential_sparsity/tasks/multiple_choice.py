@@ -103,7 +103,6 @@ class MultipleChoice(lightning.LightningModule):
         for numbers in self._parts(lengths):
             some = [lengths[number] for number in numbers]
             positions, mask = packed(some, prefix=len(prefix), device=prefix.device)
-            cache.crop(len(prefix))
             hidden = body(
                 input_ids=torch.cat([tails[number] for number in numbers])[None],
                 position_ids=positions[None],
@@ -111,6 +110,7 @@ class MultipleChoice(lightning.LightningModule):
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state[0].to(prefix.device)  # fmt: skip
+            cache.crop(-sum(some))
             last = torch.tensor(some, device=prefix.device).cumsum(0) - 1
             found.append((numbers, hidden[last]))
         return in_order(found)
@@ -138,7 +138,7 @@ class MultipleChoice(lightning.LightningModule):
 
 
 def packed(lengths: list[int], *, prefix: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Give (positions [T], mask [T, prefix + T]) of tails one after another: each sees the prefix, and itself up to here."""
+    """Give (positions [T], mask [T, prefix + T]) of tails one after another: each sees the prefix and itself."""
     counts = torch.tensor(lengths, device=device)
     number = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts)
     place = torch.arange(len(number), device=device)
