@@ -30,6 +30,8 @@ def rows_for(name: str, *, num_rows: int = 40, seed: int = 0) -> pd.DataFrame:
             "num_tokens": random.integers(5, 60, num_rows),
             "exact_match": random.integers(0, 2, num_rows),
             "f1": random.random(num_rows),
+            "score": random.random(num_rows),
+            **{name: random.integers(0, 2, num_rows) for name in ("right", "parsed", "exact", "guessed")},
         }
     )
 
@@ -92,6 +94,11 @@ def test_squad_metrics_are_means_of_their_columns() -> None:
     rows = rows_for("squad_f1")
     assert metrics.squad_f1(rows) == pytest.approx(rows.f1.mean(), abs=1e-15)
     assert metrics.exact_match(rows) == pytest.approx(rows.exact_match.mean(), abs=1e-15)
+
+
+def test_chance_of_values_is_what_the_rows_say_that_one_guess_reaches() -> None:
+    rows = pd.DataFrame({"right": [1, 1, 0, 0], "guessed": [0, 1, 0, 0]})
+    assert (metrics.value_accuracy(rows), METRICS["value_accuracy"].chance(rows)) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -148,6 +148,17 @@ def test_unsound_rows_are_left_out_counted_and_told(tmp_path: Path, tiny: TextPr
     assert all(f"svamp train: 1 rows {reason}" in told for reason in UNSOUND)
 
 
+def test_chance_is_what_one_expression_reaches(tmp_path: Path, tiny: TextPreprocessing) -> None:
+    train = [SOUND, ("number0 times number1", "2 3", "* number0 number1", 6.0)]
+    rows = [("2 2", 4.0), ("3 2", 6.0), ("5 5", 25.0)]
+    test = [
+        (f"row {row} number0 number1", numbers, "* number0 number1", value) for row, (numbers, value) in enumerate(rows)
+    ]
+    data = prepared(svamp(tmp_path, train, [*test, ("only number0", "1", "+ number0 1.0", 2.0)]), tiny)
+    (batch,) = data.evaluation_dataloaders()["test"]
+    assert dict(zip(batch["row"].tolist(), batch["guessed"].tolist())) == {0: 1, 1: 1, 2: 1, 3: 0}
+
+
 def test_a_constant_that_no_training_row_has_is_unknown_not_refused(tmp_path: Path, tiny: TextPreprocessing) -> None:
     data = prepared(svamp(tmp_path, [SOUND], [("half of number0", "8", "* number0 0.5", 4.0)]), tiny)
     (batch,) = data.evaluation_dataloaders()["test"]

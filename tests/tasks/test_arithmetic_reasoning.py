@@ -217,7 +217,7 @@ def test_encoder_and_decoder_learn_at_their_own_rates(module: ArithmeticReasonin
 
 def test_training_finds_the_values_and_the_rows_give_them_back(trained: Run) -> None:
     metrics = trained.metrics
-    assert metrics["metric"] == "value_accuracy" and metrics["chance"] == 0.0 and metrics["value"] > 0.3
+    assert metrics["metric"] == "value_accuracy" and 0.05 < metrics["chance"] < 0.3 < metrics["value"]
     assert metrics["sparsity"] == pytest.approx(0.3, abs=1e-5)
     assert metrics["metrics"]["train/num_left_out"] == 0
     rows = pd.DataFrame(read_run(trained.path).predictions().to_pandas())

@@ -91,6 +91,11 @@ def majority_share(rows: pd.DataFrame) -> float:
     return float(np.unique(label, return_counts=True)[1].max() / len(label))
 
 
+def guessed_share(rows: pd.DataFrame) -> float:
+    """Share of the rows that the best single guess gets right, as the rows say themselves."""
+    return float(_columns(rows, "guessed")[0].mean())
+
+
 # ---- ratios of totals ------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +203,7 @@ METRICS: dict[str, Metric] = {
         Metric("matthews", _confusion, _matthews, _zero),
         Metric("pearson", _pairs, _pearson, _zero),
         Metric("spearman", _pairs, _spearman, _zero),
+        Metric("score", _column("score"), _mean, _undefined, is_row_mean=True),  # of lm-eval, in its own units
         Metric("perplexity", _likelihoods, _log_perplexity, _undefined),
         Metric("exact_match", _column("exact_match"), _mean, _zero, is_row_mean=True),
         Metric("squad_f1", _column("f1"), _mean, _zero, is_row_mean=True, beside=("exact_match",)),
@@ -207,7 +213,7 @@ METRICS: dict[str, Metric] = {
             "value_accuracy",
             _column("right"),
             _mean,
-            _zero,
+            guessed_share,
             is_row_mean=True,
             beside=("expression_accuracy", "parsed_share"),
         ),

@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 
 from essential_sparsity.data.classification import ClassificationData
 from essential_sparsity.data.expressions import OPERATORS
-from essential_sparsity.data.problems import COLUMNS, OTHER_ANSWER, constants_of, read_problems, tokenise_problems
+from essential_sparsity.data.problems import (
+    COLUMNS,
+    OTHER_ANSWER,
+    OUT_OF_SIGHT,
+    common_expressions,
+    constants_of,
+    read_problems,
+    tokenise_problems,
+)
 from essential_sparsity.inputs import file_digest, suggest
 
 log = logging.getLogger(__name__)
@@ -28,7 +36,8 @@ class Arithmetic(ClassificationData):
     `data.fold=0,1,2,3,4`; a report puts them together). `root` holds `arithmetic/<subset>/*.parquet` with the columns
     Question (numbers as number0, number1, …), Numbers, Equation (prefix), Answer. The right value of a row is that of
     its own expression, as in SMC-Bench. Rows without a sound expression, or with a number slot that has no number, are
-    left out, counted in `defects` and told. Further options: `ClassificationData`.
+    left out, counted in `defects` and told. Chance is what the best single expression reaches. Further options:
+    `ClassificationData`.
     """
 
     metric = "value_accuracy"
@@ -115,9 +124,10 @@ class Arithmetic(ClassificationData):
         train, test = (problems for problems, _ in read.values())
         self.constants = constants_of(train if self.fold is None else train + test)  # one vocabulary for all folds
         self.num_labels = len(OPERATORS) + len(self.constants)
-        made = {}
+        made, guesses = {}, common_expressions(train)
         for split, (problems, defects) in read.items():
-            made[split] = tokenise_problems(problems, self.constants, preprocessing, self.max_length, defects)
+            made[split] = tokenise_problems(problems, self.constants, preprocessing, self.max_length, guesses)
+            defects[OUT_OF_SIGHT] += len(problems) - len(made[split].labels)
             self.defects[split] = {reason: count for reason, count in defects.items() if count}
             for reason, count in self.defects[split].items():
                 log.warning("%s %s: %d rows %s", self.subset, split, count, reason)

@@ -47,6 +47,7 @@ class Problems:
     slots: np.ndarray  # int64 [N, S], first token of each slot in its text; -1: none
     expressions: np.ndarray  # int64 [N, T], as `expressions.ids_of`; NOTHING behind the end
     operands: np.ndarray  # float64 [N, C + S]
+    guessed: np.ndarray  # int64 [N], 1 where the one expression that solves most rows solves this one
 
     @property
     def labels(self) -> np.ndarray:
@@ -64,7 +65,7 @@ class Problems:
         return self.text.lengths
 
     def batch(self, rows: np.ndarray, *, epoch: int, seed: int | None) -> Batch:
-        """Give input_ids and attention_mask [R, longest], slots [R, S], expression [R, T], operands [R, C + S], answer.
+        """Give texts [R, longest], slots [R, S], expression [R, T], operands [R, C + S], answer and guessed [R].
 
         `operands` and `answer` are the bits of float64 numbers, as int64: what rounds inputs to bf16 leaves them alone.
         """
@@ -78,6 +79,7 @@ class Problems:
             "expression": torch.from_numpy(np.ascontiguousarray(expressions[:, :longest])),
             "operands": torch.from_numpy(self.operands[rows].view(np.int64)),
             "answer": torch.from_numpy(self.labels[rows].view(np.int64)),
+            "guessed": torch.from_numpy(self.guessed[rows]),
             "row": torch.from_numpy(self.source_rows[rows]),
         }
 
@@ -138,9 +140,12 @@ def tokenise_problems(
     constants: Sequence[float],
     preprocessing: Any,
     max_length: int,
-    defects: Counter[str],
+    guesses: Sequence[tuple[Token, ...]],
 ) -> Problems:
-    """Tokenise problems; those whose text is cut before a number that the expression reads are counted and left out."""
+    """Tokenise problems; those whose text is cut before a number that the expression reads are left out.
+
+    `guesses` are the expressions that `guessed` chooses from.
+    """
     if not hasattr(preprocessing, "tokenizer"):
         raise ValueError(
             "these data are text, but the backbone reads images: choose a language backbone, e.g. bert_base"
@@ -159,7 +164,6 @@ def tokenise_problems(
         )
     places = [slot_tokens(each.question, num_slots, encoded, index) for index, each in enumerate(problems)]
     kept = [i for i, each in enumerate(problems) if all(places[i][slot] >= 0 for slot in each.slots)]
-    defects[OUT_OF_SIGHT] += len(problems) - len(kept)
     problems = [problems[i] for i in kept]
     ids = [np.asarray(encoded["input_ids"][i], np.int32) for i in kept]
     text = TokenisedText(
@@ -175,7 +179,26 @@ def tokenise_problems(
         slots=np.array([places[i] for i in kept], np.int64).reshape(len(kept), num_slots),
         expressions=_padded([ids_of(each.tokens, constants) for each in problems]),
         operands=_operands(problems, constants, num_slots),
+        guessed=guessed_rows(problems, guesses),
     )
+
+
+def common_expressions(problems: Iterable[Problem], num: int = 20) -> list[tuple[Token, ...]]:
+    """Give the most frequent expressions, most frequent first."""
+    return [tokens for tokens, _ in Counter(each.tokens for each in problems).most_common(num)]
+
+
+def guessed_rows(problems: Sequence[Problem], guesses: Sequence[tuple[Token, ...]]) -> np.ndarray:
+    """Say which problems one and the same expression solves, the one of `guesses` that solves most: int64 [N]."""
+    solved = [np.array([solves(tokens, each) for each in problems], np.int64) for tokens in guesses]
+    return max(solved, key=np.sum, default=np.zeros(len(problems), np.int64))
+
+
+def solves(tokens: Sequence[Token], problem: Problem) -> bool:
+    """Whether an expression has a problem's right value; not where it reads a number that is not there."""
+    if any(isinstance(token, int) and token >= len(problem.numbers) for token in tokens):
+        return False
+    return agrees(value_of([problem.numbers[t] if isinstance(t, int) else t for t in tokens]), problem.value)
 
 
 def slot_tokens(question: str, num_slots: int, encoded: Any, index: int) -> list[int]:

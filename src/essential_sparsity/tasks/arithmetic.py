@@ -84,7 +84,7 @@ class ArithmeticReasoning(lightning.LightningModule):
         self.log("validation/value_accuracy", columns["right"].float().mean(), batch_size=rows)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Batch:
-        """Give the columns row, right (0 or 1), parsed (0 or 1), exact (the row's own expression), loss, each 1-D."""
+        """Give the columns row, right (0 or 1), parsed, exact (the row's own expression), guessed, loss, each 1-D."""
         encoded, mask, slots = self.encoded(batch), batch["attention_mask"], batch["slots"]
         losses = expression_losses(self.decoder.teach(encoded, mask, slots, batch["expression"]), batch["expression"])
         written, whole = self.decoder.write(encoded, mask, slots, self.max_tokens)
@@ -95,6 +95,7 @@ class ArithmeticReasoning(lightning.LightningModule):
             "right": torch.from_numpy(np.array(right, np.int64)),
             "parsed": torch.from_numpy(np.isfinite(values).astype(np.int64)),
             "exact": same_tokens(written, batch["expression"]).long(),
+            "guessed": batch["guessed"],
             "loss": losses,
         }
 
