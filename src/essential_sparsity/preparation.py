@@ -52,6 +52,16 @@ def check_trainable(data: Any) -> None:
         )
 
 
+def refuse_own_weights(module: nn.Module) -> None:
+    """Raise ValueError for a task with weights beside the model's: a saved model does not hold them."""
+    own = [name for name, _ in module.named_parameters() if not name.startswith("model.")]
+    if own:
+        raise ValueError(
+            f"task {type(module).__name__} has weights of its own ({own[0]}, …), which a saved model does not hold: "
+            "prune before fine-tuning, by pruner=omp"
+        )
+
+
 # --- large models -----------------------------------------------------------------------------------------------------
 
 COPIED = 1 << 30

@@ -1,6 +1,7 @@
 """Fine-tune or pre-train one run, dense or masked, its parent first: plain Python, for apps, notebooks and sweepers."""
 
 import dataclasses
+import math
 import shutil
 import time
 import warnings
@@ -42,6 +43,7 @@ from essential_sparsity.preparation import (
     head_of,
     inputs_of,
     origin_note,
+    refuse_own_weights,
     with_parent,
 )
 from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
@@ -190,12 +192,16 @@ class _Stage:
         batches = calibration_batches(self.pruner, [self.sparsity], preprocessing, self.data)
         shape: dict[str, Any] = {"num_labels": self.data.num_labels, "seed": derive(self.seed, "head")}
         shape |= head_of(self.task)
+        if getattr(self.pruner, "keeps_head", False) and self.pruner.resolve(self.sparsity):
+            shape["require_head"] = True  # it was trained with the weights that are pruned
         if self.body_seed is not None:
             shape["body_seed"] = derive(self.body_seed, "head")
         model = self.backbone.build(**shape)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "task"))  # a task may have weights of its own
             module = self.task(model, num_labels=self.data.num_labels)
+        if shape.get("require_head"):
+            refuse_own_weights(module)
         return module, self.backbone.architecture(model), batches
 
     def _result(
@@ -251,10 +257,10 @@ class _Stage:
             key.removeprefix("checkpoint_"): self.settings[key] for key in OWN_TRAINER_KEYS[:2] if key in self.settings
         }
         checkpoint = CheckpointEvery(run.checkpoints, **every)
-        longer = self.pruner.num_trainings(self.sparsity) if hasattr(self.pruner, "num_trainings") else 1
+        trainings = self.pruner.num_trainings(self.sparsity) if hasattr(self.pruner, "num_trainings") else 1
         for key in ("max_epochs", "max_steps"):
-            if longer > 1 and (settings.get(key) or -1) > 0:
-                settings[key] *= longer
+            if trainings != 1 and (settings.get(key) or -1) > 0:
+                settings[key] = math.ceil(settings[key] * trainings)
         if self.settings.get("max_tokens") is not None:
             steps = token_steps(self.settings["max_tokens"], self.data.num_tokens(), len(loader), settings)
             settings["max_steps"] = min(steps, settings["max_steps"]) if settings.get("max_steps", -1) > 0 else steps

@@ -123,7 +123,7 @@ def _implied(pruner: Any) -> float | None:
     pattern = node.get("pattern")
     if isinstance(pattern, Mapping) and {"keep", "of"} <= pattern.keys():
         return 1 - float(pattern["keep"]) / float(pattern["of"])
-    unknown = "masks" in node or any(".sparsities" in f".{key}" for key in flatten(node))
+    unknown = "masks" in node or any(key.endswith(".share") or ".sparsities" in f".{key}" for key in flatten(node))
     return None if unknown else 0.0
 
 

@@ -12,6 +12,9 @@ AXES = ("sparsity", "sparsities", "seed")  # a curve's own axes: never part of i
 ARM = "arm"
 """The choice that stands for a whole pre-training: the run's `parent`, or the run itself where it is the parent."""
 
+PART = "pruner.allocation.of"
+"""Which part of a model is pruned alone."""
+
 Keys = dict[str, Any]
 
 
@@ -115,13 +118,13 @@ def _echoes(flat: Sequence[Keys]) -> set[str]:
 
 
 def _without_axes(flat: Keys, echoes: set[str]) -> Keys:
-    """Drop the curve's own axes, whatever repeats the sparsity, and N of an N:M pattern (a curve fixes M)."""
-    of_m = "pruner.pattern.of" in flat
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in AXES and key not in echoes and not (of_m and key == "pruner.pattern.keep")
-    }
+    """Drop the curve's own axes, whatever repeats the sparsity, and what implies one within a curve.
+
+    A curve fixes M of N:M, and the part of a model that is pruned alone.
+    """
+    implied = {"pruner.pattern.of": "pruner.pattern.keep", PART: "pruner.allocation.share"}
+    left_out = {*AXES, *echoes, *(axis for fixed, axis in implied.items() if fixed in flat)}
+    return {key: value for key, value in flat.items() if key not in left_out}
 
 
 def _without_seed_functions(keys: list[Keys], records: Sequence[RunRecord]) -> list[Keys]:

@@ -5,13 +5,15 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from essential_sparsity.apps import recipes
+from essential_sparsity.apps.rounds import add_rounds
 from essential_sparsity.runs import Run, run_at, run_id
 
 _PACKAGED = Path(__file__).resolve().parent.parent / "conf"
@@ -30,7 +32,7 @@ OWN_DEFAULTS = {"optimizer": "adamw", "schedule": "linear"}
 GROUPS = ("experiment", "arm", "backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "scale")
 SILENT_OVERRIDES = (
     *("experiment", "name", "paths", "logger", "hydra", "axes", "plan", "report", "scale", "sparsities"),
-    *("save_model", "keep_checkpoints"),
+    *("save_model", "keep_checkpoints", "tuned"),
 )
 """What a run folder's name does not tell: it does not decide the result, or is told otherwise."""
 
@@ -63,6 +65,7 @@ class Asked:
     choices: dict[str, str]
     overrides: list[str]
     command: str
+    tuning: dict[str, float] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -89,6 +92,7 @@ class Asked:
             "choices": self.choices,
             "overrides": self.overrides,
             "command": self.command,
+            **({"tuning": self.tuning} if self.tuning else {}),
         }
 
 
@@ -100,8 +104,9 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     """
     config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
     assert isinstance(config, DictConfig)
-    if not config.get("models"):
-        config.pop("models", None)  # no part of other runs' identity
+    for key in ("models", "smallest"):
+        if not config.get(key):
+            config.pop(key, None)  # no part of other runs' identity
     chosen = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
     for key, value in (config.scale.pruner if config.get("scale") and config.get("pruner") else {}).items():
         if key in config.pruner:
@@ -112,6 +117,7 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
         _spell_pattern(stage)
     if config.get("scale"):
         _shrink(config, chosen)
+    tuning = recipes.tune(config)
     without_paths = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     assert isinstance(without_paths, DictConfig)
     without_paths.paths = dict.fromkeys(config.paths)
@@ -119,41 +125,8 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     resolved = _resolved(config)
     recorded["paths"] = resolved["paths"]
     shown = [text for text in overrides if text.lstrip("+~").split("=")[0].split(".")[0] not in SILENT_OVERRIDES]
-    return Asked(resolved, recorded, chosen, shown, " ".join(["essential-sparsity", app, *overrides]))
-
-
-ROUND = ("backbone", "data", "task", "pruner", "optimizer", "schedule", "trainer", "callbacks")
-"""What a round of a lottery has in common with the ticket that it looks for."""
-
-LOTTERY = "essential_sparsity.pruning.Lottery"
-
-
-def add_rounds(config: DictConfig) -> None:
-    """Make the rounds that come before a lottery ticket its chain of parents: dense first, each sparser than the last.
-
-    What the configuration names as its own parent becomes the first round's: what all of them start from. Errors:
-    ValueError where the ticket would be trained with the seed that found it.
-    """
-    from essential_sparsity.runs import ROUND_ROLE
-
-    target = str((config.get("pruner") or {}).get("_target_", ""))
-    if not target.endswith("Lottery") or "sparsity" not in config:
-        return
-    own = OmegaConf.to_container(config.pruner, resolve=True)
-    assert isinstance(own, dict)
-    lottery = instantiate({str(key): value for key, value in own.items()})
-    rounds = lottery.rounds(config.sparsity)
-    search_seed = 1000 + config.seed if lottery.search_seed is None else lottery.search_seed
-    if rounds and search_seed == config.seed:
-        raise ValueError(f"seed={config.seed} is the search's own: train the ticket with a seed that did not find it")
-    common = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in ROUND if k in config]), resolve=False)
-    assert isinstance(common, dict)
-    common["pruner"] = {"_target_": LOTTERY, "step": lottery.step, "rewind": lottery.rewind}
-    before = config.get("parent")
-    for level in rounds:
-        told = {"sparsity": float(level), "seed": search_seed, "role": ROUND_ROLE, "parent": before}
-        before = OmegaConf.create({**common, **told})
-    config.parent = before
+    command = " ".join(["essential-sparsity", app, *overrides])
+    return Asked(resolved, recorded, chosen, shown, command, tuning)
 
 
 def _stages(config: DictConfig, pretraining_seed: int | None = None) -> Iterator[DictConfig]:
@@ -185,7 +158,11 @@ def _stages(config: DictConfig, pretraining_seed: int | None = None) -> Iterator
 
 
 def _choose_task(stage: DictConfig, chosen: dict[str, str]) -> None:
-    """Load the task that the data names where none was chosen; `data.task` is only this hint."""
+    """Load the task that the data names where none was chosen, or a task's own data; both are only hints."""
+    own = None if stage.get("task") is None else stage.task.pop("data", None)
+    if own is not None and stage.get("data") is None:
+        stage.data = group_file("data", own)
+        chosen["data"] = own
     if stage.get("data") is None:
         return
     hint = stage.data.pop("task", None)
@@ -227,12 +204,16 @@ def _shrink(config: DictConfig, chosen: dict[str, str]) -> None:
         stages.append(stage)
         stage = stage.get("parent")
     for stage in stages:
+        recipes.settle(stage)
+    for stage in reversed(stages):  # parents first: what they say of the run's data is read before those go
         if stage.get("task") is not None:
             embedded = _embedded(scale, stage)
             for group in ("backbone", "data"):
                 small = group_file(group, embedded[group])
                 small.pop("task", None)
                 kept = {key: value for key, value in stage[group].items() if key in small and key in scale.keeps}
+                if stage[group].get("pretrained") is False:
+                    kept["pretrained"] = False  # an untrained arm stays one
                 stage[group] = OmegaConf.merge(small, kept)
                 if stage is config:
                     chosen[group] = embedded[group]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from essential_sparsity.data.batches import Batch, BatchOrder, random_permutation
-from essential_sparsity.inputs import file_digest, hub_revision, suggest
+from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 from essential_sparsity.seeds import derive
 
 TOKENS = 4096
@@ -196,3 +196,22 @@ class PlainText:
     def describe(self) -> str:
         """Name source, rows, length and seed."""
         return f"{self.name} ({self.num_rows} rows of {self.length} tokens, seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class EmbeddedPlainText(PlainText):
+    """Stretches of the manual that Python itself carries: no file and no hub, for tests and scale=tiny."""
+
+    hub_id: str | None = "pydoc_data.topics"
+    num_rows: int = 8
+    length: int = 32
+
+    def inputs(self) -> dict[str, str]:
+        """Give the hash of the text."""
+        return {self.name: digest_of(*self._texts())}
+
+    def _texts(self) -> Sequence[str]:
+        """Give the paragraphs."""
+        from pydoc_data.topics import topics
+
+        return [part for key in sorted(topics) for part in topics[key].split("\n\n") if part.strip()]

@@ -1,5 +1,6 @@
 """Which weights go, and how many: score × allocation × pattern, exact to the weight: the paper's method section."""
 
+from essential_sparsity.pruning.after_training import AfterTraining
 from essential_sparsity.pruning.allocations import ErdosRenyi, Global, PerRow, Uniform, exact_sparsity
 from essential_sparsity.pruning.architecture import (
     Architecture,
@@ -14,8 +15,9 @@ from essential_sparsity.pruning.architecture import (
 )
 from essential_sparsity.pruning.explicit import Explicit
 from essential_sparsity.pruning.histogram import MagnitudeHistogram
-from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, ReassignedLottery
+from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, ReassignedLottery, TransferredLottery
 from essential_sparsity.pruning.masks import Masks
+from essential_sparsity.pruning.part import Part
 from essential_sparsity.pruning.patterns import NM, Unstructured
 from essential_sparsity.pruning.pruner import Calibration, Pruned, Pruner, Ranking
 from essential_sparsity.pruning.saved import SavedMasks
@@ -25,6 +27,7 @@ from essential_sparsity.pruning.sparsegpt import SparseGPT
 __all__ = [
     "NM",
     "ActivationNorm",
+    "AfterTraining",
     "Architecture",
     "Calibration",
     "ErdosRenyi",
@@ -35,6 +38,7 @@ __all__ = [
     "MagnitudeHistogram",
     "Masks",
     "MatchedCompute",
+    "Part",
     "PerRow",
     "Pruned",
     "Pruner",
@@ -43,6 +47,7 @@ __all__ = [
     "ReassignedLottery",
     "SavedMasks",
     "SparseGPT",
+    "TransferredLottery",
     "Uniform",
     "Unstructured",
     "architecture_of",

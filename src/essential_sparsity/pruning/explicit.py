@@ -13,19 +13,20 @@ from torch import Tensor
 
 from essential_sparsity.inputs import suggest
 from essential_sparsity.pruning.allocations import Allocation, Shape
-from essential_sparsity.pruning.architecture import Architecture, fused_parts, kind_of
+from essential_sparsity.pruning.architecture import Architecture, fused_parts, kind_of, layer_of
 from essential_sparsity.pruning.sparsity import exact_sparsity, num_pruned
 
-_KIND = "kind:"
+_KIND, _LAYER = "kind:", "layer:"
 
 
 @dataclass(frozen=True)
 class Explicit(Allocation):
     """Each weight loses its own share: by patterns, of which the last that matches counts, or one number per weight.
 
-    Keys of `sparsities` are canonical names with wildcards (`encoder.layer.3.*`) or kinds (`kind:query`, `kind:mlp_*`);
-    a kind that is held in a fused matrix (the query of a qkv) is cut out of it and competes by itself. A list has one
-    number per weight in the fixed order. What no pattern matches loses `otherwise`. Shares lie in [0, 1].
+    Keys of `sparsities` are canonical names with wildcards (`encoder.layer.3.*`), layers (`layer:3`) or kinds
+    (`kind:query`, `kind:mlp_*`); a kind that is held in a fused matrix (the query of a qkv) is cut out of it and
+    competes by itself. A list has one number per weight in the fixed order. What no pattern matches loses `otherwise`.
+    Shares lie in [0, 1].
     """
 
     sparsities: Mapping[str, object] | Sequence[object]
@@ -104,6 +105,8 @@ def _matches(key: str, pattern: str, architecture: Architecture | None) -> bool:
     if pattern.startswith(_KIND):
         kinds = (part, _kind(name, architecture))
         return any(kind is not None and fnmatchcase(kind, pattern.removeprefix(_KIND)) for kind in kinds)
+    if pattern.startswith(_LAYER):
+        return str(layer_of(name)) == pattern.removeprefix(_LAYER)
     return name == pattern or fnmatchcase(name, pattern)
 
 
@@ -113,6 +116,9 @@ def _kind(name: str, architecture: Architecture | None) -> str:
 
 def _suggest(pattern: str, keys: Sequence[str], architecture: Architecture | None) -> str:
     names = [split_key(key)[0] for key in keys]
+    if pattern.startswith(_LAYER):
+        last = max((layer_of(name) for name in names), default=0)
+        return f": the layers are {_LAYER}0 … {_LAYER}{last}"
     if not pattern.startswith(_KIND):
         return suggest(pattern, names[:12]) if len(names) <= 12 or "*" not in pattern else f" (such as {names[0]!r})"
     kinds = {_kind(name, architecture) for name in names}

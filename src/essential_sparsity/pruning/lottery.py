@@ -66,6 +66,10 @@ class Lottery:
         assert step
         return [step * index for index in range(-(-wanted // step))]
 
+    def seed_of_rounds(self, seed: int) -> int:
+        """Give the seed of the search for a ticket that is trained with `seed`."""
+        return 1000 + seed if self.search_seed is None else self.search_seed
+
     def describe(self) -> dict[str, str]:
         """Name score, allocation and pattern."""
         start = f"rewound to step {self.rewind}" if self.rewind else "rewound"
@@ -127,6 +131,26 @@ class ReassignedLottery(Lottery):
         score = Random(derive(self.seed, "reassigned"))  # other places than those of a random control of this seed
         masks = Pruner(score, Explicit(shares))(weights)
         return Pruned(replace(masks, **self.describe(), requested=found.requested))
+
+
+@dataclass(frozen=True)
+class TransferredLottery(Lottery):
+    """A ticket that was found on other data or another task, which `found_on` names, than it is trained on."""
+
+    found_on: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the rounds can start where the run does, whose head is another one; raises ValueError."""
+        super().__post_init__()
+        if self.rewind:
+            raise ValueError(
+                f"pruner.rewind={self.rewind}: a ticket from elsewhere starts from the pre-trained weights, leave it 0"
+            )
+
+    def describe(self) -> dict[str, str]:
+        """Name score, allocation and pattern."""
+        found = super().describe()
+        return found | {"score": f"{found['score']}, on {self.found_on}"}
 
 
 @dataclass(frozen=True)

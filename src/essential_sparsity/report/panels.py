@@ -14,6 +14,7 @@ from essential_sparsity.analysis import (
     essential_sparsity_excess,
     locate_essential_sparsity,
 )
+from essential_sparsity.analysis.grouping import PART
 from essential_sparsity.report.equality import Equality, compare_curves
 from essential_sparsity.runs import RunRecord
 
@@ -104,6 +105,8 @@ def belongs_beside(other: SparsityCurve, curve: SparsityCurve) -> bool:
     """Whether two curves differ in nothing but the pruner, the pre-training, or (untrained) the parent."""
     free = ("pruner", "backbone.pretrained") + (("parent",) if other.group.get("backbone.pretrained") is False else ())
     keys = other.group.keys() | curve.group.keys()
+    if other.group.get(PART) != curve.group.get(PART):  # parts are other questions, not other answers
+        return False
     fixed = [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
     return all(other.group.get(key) == curve.group.get(key) for key in fixed)
 

@@ -1,5 +1,6 @@
 """A sweep as a union of products: twice the dense seeds, or a control at three levels, is no single product."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,18 +12,22 @@ from omegaconf import OmegaConf
 class Grids(BasicSweeper):
     """Expand each of `grids` as Hydra's basic sweeper does, drop duplicates, launch what composes.
 
-    Axes and values on the command line replace those of the same name in each grid. `params` is one more grid.
+    Axes and values on the command line replace those of the same name in each grid. `params` is one more grid. All
+    grids are repeated for each of `across`, whose axes are added to theirs: several models, several data sets. With
+    `tuned=true` they are repeated for the factors of `axes.tuning`, too.
     """
 
     def __init__(
         self,
         grids: Sequence[Mapping[str, Any]] | None = None,
         params: Mapping[str, Any] | None = None,
+        across: Sequence[Mapping[str, Any]] | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__(max_batch_size=max_batch_size, params=None)
         chosen = [dict(grid) for grid in grids or ()] + ([dict(params)] if params else [])
         self.grids = chosen or [{}]
+        self.across = [dict(axes) for axes in across or ()] or [{}]
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Launch every point of every grid; a point whose overrides do not compose is recorded, the others run."""
@@ -50,12 +55,19 @@ class Grids(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         seen: dict[tuple[str, ...], list[str]] = {}
-        for grid in self.grids:
-            written = [f"{key}={_written(value)}" for key, value in grid.items()]
+        for axes, grid in itertools.product(self.across, self.grids):
+            told = {**axes, **grid, **self._tuning()}
+            written = [f"{key}={_written(value)}" for key, value in told.items()]
             overrides = parser.parse_overrides([*written, *arguments])
             for point in self.split_arguments(overrides, None)[0]:
                 seen.setdefault(tuple(sorted(point)), list(point))
         return list(seen.values())
+
+    def _tuning(self) -> dict[str, Any]:
+        """Give the axes of `tuned=true`: factors on the learning rate and on the epochs."""
+        if self.config is None or not self.config.get("tuned"):
+            return {}
+        return {f"tuning.{key}": values for key, values in self.config.axes.tuning.items()}
 
 
 def _written(value: Any) -> str:
