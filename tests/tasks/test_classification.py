@@ -42,7 +42,7 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 @pytest.mark.parametrize(("kind", "batch"), [(SequenceClassification, TEXT), (ImageClassification, IMAGES)])
 def test_predictions_are_columns_by_stable_row(kind: Any, batch: Any) -> None:
     columns = kind(Fixed(LOGITS), num_labels=2, optimizer=SGD).predict_step(batch)
-    assert list(columns) == ["row", "label", "prediction", "loss"]
+    assert list(columns) == ["row", "label", "prediction", "loss", "confidence"]
     assert columns["row"].tolist() == [7, 8, 9]
     assert columns["label"].tolist() == [0, 1, 1]
     assert columns["prediction"].tolist() == [0, 1, 0]

@@ -15,6 +15,8 @@ import pandas as pd
 from essential_sparsity.analysis.folds import pool_folds
 from essential_sparsity.analysis.grouping import frozen, short_label, varying_keys
 from essential_sparsity.analysis.metrics import Floats, Metric, metric_named
+from essential_sparsity.analysis.reliability import calibration_error_of
+from essential_sparsity.analysis.tuning import choose_tuned
 from essential_sparsity.runs import RunRecord, flatten
 
 Cell = tuple[float, int]  # (sparsity level, seed)
@@ -88,9 +90,9 @@ def curves_from_runs(records: Sequence[RunRecord], *, split: str | None = None) 
     """Curves of all finished runs: one per group of runs and evaluation split (or of one split only).
 
     Dense runs serve every pruner of their group: without a zero the pruner does not matter. The folds of a
-    cross-validation count as one run. Runs that failed or have not finished are listed as missing cells.
+    cross-validation count as one run, and of tuned recipes the best is shown. Runs that failed or have not finished are listed as missing cells.
     """
-    records = pool_folds(records)
+    records = choose_tuned(pool_folds(records))
     keys = varying_keys(records) if records else []
     readings = {i: _read(record) for i, record in enumerate(records) if record.finished}
     curves = []
@@ -253,6 +255,8 @@ def _line(cell: Cell, record: RunRecord, measure: Metric, rows: Mapping[Cell, pd
         "num_ties": metrics.get("num_ties"),
         "train_loss": (metrics.get("metrics") or {}).get("train/loss"),
         "seconds": metrics.get("seconds"),
+        "recipe": metrics.get("recipe"),
+        "calibration_error": calibration_error_of(rows[cell]),
         "smallest_density": _smallest_density(record),
     }
     return {name: float("nan") if value is None else value for name, value in line.items()}

@@ -24,7 +24,7 @@ def varying_keys(records: Sequence[RunRecord]) -> list[Keys]:
     A Hydra choice stands for its whole node (`backbone: bert_base`); beside it only those of its keys are kept that
     vary under one choice. Seeds and sparsities that merely repeat the run's own (`parent.seed: ${seed}`) are dropped.
     """
-    flat = [flatten(identity(_without_rounds(record.config))) for record in records]
+    flat = [flatten(identity(without_rounds(record.config))) for record in records]
     echoes = _echoes(flat)
     flat = [_without_axes(source, echoes) for source in flat]
     choices = [_choices(record) for record in records]
@@ -103,7 +103,7 @@ def _add_arms(keys: list[Keys], arms: Sequence[str], flat: Sequence[Keys], recor
     return kept
 
 
-def _without_rounds(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_rounds(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Drop a lottery ticket's rounds from its chain of parents: they follow from pruner, sparsity and seed."""
     parent = config.get("parent")
     while isinstance(parent, Mapping) and parent.get("role") == ROUND_ROLE:

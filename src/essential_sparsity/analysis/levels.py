@@ -31,6 +31,8 @@ def level_table(curve: SparsityCurve, pairs: PairedDifferences, fitted: Floats, 
                 "flipped": _nanmean(of_level.get("flipped")),
                 "train_loss": _nanmean(of_level.get("train_loss")),
                 "smallest_density": _nanmean(of_level.get("smallest_density")),
+                "calibration_error": _nanmean(of_level.get("calibration_error")),
+                "recipe": _recipe(of_level),
             }
         )
     return lines
@@ -57,6 +59,12 @@ def noise_band(curve: SparsityCurve, confidence: float) -> float | None:
 def finite(value: float | None) -> float | None:
     """The number, or None where it is infinite, NaN or not there."""
     return float(value) if value is not None and np.isfinite(value) else None
+
+
+def _recipe(of_level: Any) -> str | None:
+    """The recipe that was chosen for a level, where recipes were."""
+    found = [str(each) for each in of_level.get("recipe", ()) if isinstance(each, str)]
+    return found[0] if found else None
 
 
 def _nanmean(values: Any) -> float | None:

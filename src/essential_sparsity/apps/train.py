@@ -20,6 +20,8 @@ def job(composed: DictConfig) -> Outcome:
     overrides = [str(text) for text in HydraConfig.get().overrides.task]
     asked: conf.Asked | None = None
     try:
+        if composed.get("tuned") and not sweeping:
+            raise ValueError("tuned=true chooses among several runs: add -m, or take an experiment that sweeps")
         asked = conf.from_hydra(composed)
     except Exception as error:
         failure = error

@@ -154,7 +154,12 @@ def _denominator(panel: Panel) -> str:
             f"from {points(result)} to {points(result, 5 * result.epsilon)}: {result.turn_width:.3g} of sparsity"
         )
     lines.append("zeros are stored as zeros: no speed or disk is gained unless a sparse format or kernel uses them")
-    lines.append("one recipe for all levels (fixed recipe): the final training loss is shown per level")
+    recipes = {line["sparsity"]: line["recipe"] for line in result.levels if line["recipe"]}
+    if recipes:
+        chosen = "; ".join(f"{level:g}: {recipe}" for level, recipe in recipes.items())
+        lines.append(f"the best recipe of each level, chosen on the other half of the evaluation rows: {chosen}")
+    else:
+        lines.append("one recipe for all levels (fixed recipe): the final training loss is shown per level")
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 

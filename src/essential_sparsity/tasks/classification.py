@@ -65,11 +65,18 @@ class Classification(lightning.LightningModule):
             self.log("validation/accuracy", right, batch_size=rows)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Batch:
-        """Give the columns row, label, prediction (class id or value), loss of the batch's rows, each 1-D."""
+        """Give the columns row, label, prediction (class id or value), loss of the batch's rows, each 1-D.
+
+        Classes have `confidence`, too: the predicted one's probability.
+        """
         scores = self.scores(batch)
         losses = self.row_losses(scores, batch["labels"])
-        prediction = scores.float().squeeze(-1) if self.num_labels == 1 else scores.argmax(-1)
-        return {"row": batch["row"], "label": batch["labels"], "prediction": prediction, "loss": losses}
+        columns = {"row": batch["row"], "label": batch["labels"]}
+        if self.num_labels == 1:
+            return columns | {"prediction": scores.float().squeeze(-1), "loss": losses}
+        prediction = scores.argmax(-1)
+        confidence = scores.float().softmax(-1).gather(-1, prediction[:, None]).squeeze(-1)
+        return columns | {"prediction": prediction, "loss": losses, "confidence": confidence}
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, and its schedule by step."""
