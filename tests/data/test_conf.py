@@ -10,7 +10,7 @@ import yaml
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = ("backbone", "data", "task", "optimizer", "schedule")
 FILES = sorted(file for group in GROUPS for file in (CONF / group).glob("*.yaml"))
-NOT_ARGUMENTS = {"_target_", "_partial_", "task"}
+NOT_ARGUMENTS = {"_target_", "_partial_", "task", "data"}
 
 
 def arguments_of(target: type) -> set[str]:

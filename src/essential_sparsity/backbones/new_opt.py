@@ -26,6 +26,7 @@ class NewOpt(NewBert):
     is the longest sequence that it takes: no more than the blocks that it is trained on.
     """
 
+    size: str = "mini"
     family: ClassVar[str] = "OPT"
     shapes: ClassVar[Mapping[str, tuple[int, int, int]]] = SHAPES
 

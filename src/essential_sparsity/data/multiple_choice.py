@@ -92,9 +92,12 @@ class MultipleChoice(ZeroShotData):
     def evaluation_dataloaders(self) -> dict[str, Any]:
         """Give one batch per subject."""
         self._prepared()
-        return {name: SubjectLoader(self._chosen(), part.rows) for name, part in self._evaluation.items()}
+        return {name: SubjectLoader(self.questions, part.rows) for name, part in self._evaluation.items()}
 
-    def _chosen(self) -> Questions:
+    @property
+    def questions(self) -> Questions:
+        """All questions, once prepared."""
+        self._prepared()
         assert self._questions is not None
         return self._questions
 

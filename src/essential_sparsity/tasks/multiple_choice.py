@@ -79,6 +79,10 @@ class MultipleChoice(lightning.LightningModule):
         columns["loss"] = functional.cross_entropy(likelihoods, batch["labels"], reduction="none")
         return columns | {f"log_likelihood_{'abcd'[at]}": column for at, column in enumerate(likelihoods.unbind(-1))}
 
+    def configure_optimizers(self) -> Any:
+        """Raise ValueError: nothing is trained."""
+        raise ValueError("task=multiple_choice trains nothing: use essential-sparsity evaluate")
+
     # --- hidden states of the last tokens, [Q, H] ---
 
     def _whole(self, batch: Batch) -> Tensor:
