@@ -298,6 +298,10 @@ class Run:
         """Write distribution.parquet: per layer and kind moments, zeros and a histogram of weight / RMS."""
         self._write_table(pa.Table.from_pylist([dict(row) for row in rows]), "distribution.parquet")
 
+    def write_places(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write places.parquet: per layer and kind num, num_pruned, and the shares of tiles that are pruned."""
+        self._write_table(pa.Table.from_pylist([dict(row) for row in rows]), "places.parquet")
+
     def _write_table(self, table: pa.Table, name: str) -> None:
         with atomic_path(self.path / name) as temporary:
             pq.write_table(table, temporary, compression="zstd")
@@ -351,6 +355,11 @@ class RunRecord:
     def distribution(self) -> pa.Table | None:
         """Read distribution.parquet: layer, kind, num, mean, std, rms, …, counts; None where none was measured."""
         path = self.path / "distribution.parquet"
+        return pq.read_table(path) if path.is_file() else None
+
+    def places(self) -> pa.Table | None:
+        """Read places.parquet: layer, kind, num, num_pruned, height, width, tiles; None where none were measured."""
+        path = self.path / "places.parquet"
         return pq.read_table(path) if path.is_file() else None
 
 

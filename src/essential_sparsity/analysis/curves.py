@@ -90,7 +90,8 @@ def curves_from_runs(records: Sequence[RunRecord], *, split: str | None = None) 
     """Curves of all finished runs: one per group of runs and evaluation split (or of one split only).
 
     Dense runs serve every pruner of their group: without a zero the pruner does not matter. The folds of a
-    cross-validation count as one run, and of tuned recipes the best is shown. Runs that failed or have not finished are listed as missing cells.
+    cross-validation count as one run, and of tuned recipes the best is shown. Runs that failed or have not finished
+    are listed as missing cells.
     """
     records = choose_tuned(pool_folds(records))
     keys = varying_keys(records) if records else []

@@ -1,4 +1,4 @@
-"""`tuned=true`: each level has the best of several recipes, chosen on one half of the evaluation rows, told on the other."""
+"""`tuned=true`: each level has the best of several recipes, chosen on one half of the rows, told on the other."""
 
 import json
 from collections import defaultdict

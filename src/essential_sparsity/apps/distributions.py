@@ -21,9 +21,12 @@ def measure_models(asked: conf.Asked) -> list[Outcome]:
 def _measure(asked: conf.Asked, name: str, node: Any, recorded: Any) -> Outcome:
     from essential_sparsity.evaluation import run_info
     from essential_sparsity.streaming.distribution import measure_distribution
+    from essential_sparsity.streaming.places import measure_places
 
     started, overrides = time.monotonic(), [f"model={name}"]
     config = {"name": asked.config["name"], "model": name, "backbone": recorded, "seed": asked.config["seed"]}
+    smallest = asked.config.get("smallest")
+    config |= {} if smallest is None else {"smallest": smallest}
     run = run_at(asked.folder, overrides, run_id(config))
     with run.lock():
         if run.finished:
@@ -32,9 +35,12 @@ def _measure(asked: conf.Asked, name: str, node: Any, recorded: Any) -> Outcome:
             return Outcome("there", overrides, str(run.path), metrics=run.metrics)
         weights, inputs = _opened(node, asked.config["seed"])
         record = {"config": config, "choices": {}, "overrides": overrides, "command": asked.command}
+        config["report"] = asked.config.get("report")
         run.start(run_info(record, inputs=inputs, parent=None))
         rows = measure_distribution(weights)
         run.write_distribution(rows)
+        if smallest is not None:
+            run.write_places(measure_places(weights, smallest))
         num = sum(row["num"] for row in rows)
         seconds = round(time.monotonic() - started, 3)
         run.finish({

@@ -21,6 +21,7 @@ def job(composed: DictConfig) -> None:
 def report_folder(folder: Path, *, epsilon: float | None = None, rho: float | None = None) -> list[dict[str, Any]]:
     """Write a folder's report and print where the essential sparsity lies."""
     from essential_sparsity.apps.distributions import measure_arms, report_models
+    from essential_sparsity.apps.similarities import compare_masks
     from essential_sparsity.report import write_report
     from essential_sparsity.report.tables import terminal_table
 
@@ -28,6 +29,7 @@ def report_folder(folder: Path, *, epsilon: float | None = None, rho: float | No
         print(f"report: {folder / 'report' / 'index.html'}")
         return []
     measure_arms(folder)
+    compare_masks(folder)
     results = write_report(folder, epsilon=epsilon, rho=rho)
     print(terminal_table(results))
     print(f"report: {folder / 'report' / 'index.html'}")

@@ -1,7 +1,7 @@
 """Runs to one page: curves, essential sparsity, figures, tables; matplotlib and plotly, never torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
 from essential_sparsity.report.interactive import Plot
 from essential_sparsity.report.panels import Panel, make_panels
+from essential_sparsity.report.paper import Found, paper_section
+from essential_sparsity.report.paper_figures import paper_picture
+from essential_sparsity.report.parts import parts_section
+from essential_sparsity.report.robustness import robustness_section
+from essential_sparsity.report.similarity import masks_section
 from essential_sparsity.report.sweep_traces import traces_section
 from essential_sparsity.report.tables import curves_table
 from essential_sparsity.runs import RunRecord, atomic_path, read_runs, write_json
@@ -27,6 +32,7 @@ def write_report(
     """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
 
     index.html, curves.csv, essential_sparsity.json, figures/, equivalence.csv where pruners stand side by side,
+    paper.csv where a figure is named, parts.csv where parts were pruned alone, robustness.csv where it is asked for,
     contrasts.json, budgets.csv, matched.csv and distribution.csv where pre-trainings do, and traces.csv and
     change_points.json where runs or their parents recorded a sparsity trace.
     `epsilon` and `rho` default to what the newest run recorded, then to the metric's ε and 0.05. A partial sweep, or
@@ -58,9 +64,18 @@ def write_report(
     plots: dict[str, Plot] = {}
     arms = arms_sections(panels, every, out, plots)
     traces = traces_section(every, out)
+    first = first_sections(panels, every, out, settings=lambda key: _recorded(records, key))
     with atomic_path(out / "index.html") as temporary:
         name = str(records[0].info.get("name") or folder.name)
-        text = page(title or name, panels, records, name=folder.name, traces=traces, arms=arms, plots=plots)
+        text = page(
+            title or name,
+            panels,
+            records,
+            name=folder.name,
+            traces=traces,
+            arms=(first + arms[0], arms[1]),
+            plots=plots,
+        )
         temporary.write_text(text, encoding="utf-8")
     return results
 
@@ -83,6 +98,18 @@ def arms_sections(
     return before, distribution_section(found, out, note=note)
 
 
+def first_sections(
+    panels: Sequence[Panel], records: Sequence[RunRecord], out: Path, *, settings: Callable[[str], Any]
+) -> str:
+    """Write what answers an experiment's own question: the paper beside ours, parts alone, robustness, masks."""
+    figure = settings("paper")
+    found = Found(panels, side_by_side(panels, records), records, out)
+    picture = paper_picture(figure, found.judged, out / "figures")
+    robust = robustness_section(panels, out) if settings("robustness") else ""
+    paper = paper_section(figure, found, picture)
+    return paper + parts_section(panels, records, out) + robust + masks_section(out)
+
+
 def _once(panels: Sequence[Panel]) -> list[Equality]:
     """Every pair of pruners, seen from the one whose section comes first."""
     pairs: dict[tuple[frozenset[str], str], Equality] = {}
@@ -91,7 +118,7 @@ def _once(panels: Sequence[Panel]) -> list[Equality]:
     return list(pairs.values())
 
 
-def _recorded(records: Sequence[RunRecord], key: str) -> float | None:
+def _recorded(records: Sequence[RunRecord], key: str) -> Any:
     """What the newest run's configuration says of the report."""
     newest = max(records, key=lambda record: str(record.info.get("created") or ""))
     settings = newest.config.get("report") or {}

@@ -218,6 +218,28 @@ def _page(
     )
 
 
+def masks_section(out: Path) -> str:
+    """Give the section of a sweep's page from `out/similarity.csv`; empty where there is none."""
+    path = out / "similarity.csv"
+    if not path.is_file():
+        return ""
+    table = pd.read_csv(path)
+    with style.matplotlib_style():
+        figure = level_figure(table)
+        if figure is None:
+            return ""
+        picture = save_figure(figure, out / "figures" / "masks.svg").read_bytes()
+        save_figure(figure, out / "figures" / "masks.png")
+    encoded = base64.b64encode(picture).decode()
+    pairs = table[(table["weight"] == "total") & table["contrast"].fillna("").ne("")]
+    return (
+        "<section><h2>How alike are the masks?</h2>"
+        f'<p><img style="max-width:100%" alt="masks" src="data:image/svg+xml;base64,{encoded}"></p>'
+        f"{html_table(*pair_rows(pairs))}<p class=note>{escape(METHOD)} essential-sparsity compare has more: every "
+        "pair, and the displacement.</p></section>"
+    )
+
+
 METHOD = (
     "Masks are vectors of zeros and ones over the prunable weights. Two random masks of densities d₁ and d₂ already "
     "have the cosine √(d₁d₂): chance. Matched: chance that knows how many weights each matrix keeps, and no more. "

@@ -1,0 +1,125 @@
+"""Pictures of where the smallest weights lie: every matrix as a small map (the paper's Figure 1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from essential_sparsity.report import style
+from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
+from essential_sparsity.report.panels import percent
+from essential_sparsity.report.tables import html_table
+from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.runs import RunRecord, atomic_path
+
+METHOD = (
+    "One threshold over all prunable weights; each map is a matrix in tiles of equal size, outputs downwards, inputs "
+    "to the right, as dark as the share of the tile that lies under the threshold. Stripes are outputs or inputs that "
+    "are small as a whole; were the places independent, a tile would differ from its matrix by chance alone."
+)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where one model's smallest weights lie: layer, kind, num, num_pruned, height, width, tiles."""
+
+    name: str
+    table: pd.DataFrame
+
+    @property
+    def share(self) -> float:
+        """Share of all prunable weights that goes."""
+        return float(self.table["num_pruned"].sum() / self.table["num"].sum())
+
+    def by(self, key: str) -> pd.Series:
+        """Share that goes per layer or kind, in the model's order."""
+        sums = self.table.groupby(key, sort=False)[["num_pruned", "num"]].sum()
+        return sums["num_pruned"] / sums["num"]
+
+
+def read_places(records: Sequence[RunRecord]) -> list[Places]:
+    """Read the places of measured models that have them."""
+    tables = [(record, record.places()) for record in records]
+    return [
+        Places(str(record.config.get("model") or record.path.name), table.to_pandas())
+        for record, table in tables
+        if table is not None
+    ]
+
+
+def places_figure(found: Places) -> Figure:
+    """A row per layer, a column per kind, a map per matrix; one scale from nothing to twice the model's share."""
+    kinds, layers = list(dict.fromkeys(found.table["kind"])), sorted(set(found.table["layer"]))
+    figure = empty_figure(1.2 + 1.15 * len(kinds), 0.9 + 1.0 * len(layers))
+    grid = figure.subplots(len(layers), len(kinds), squeeze=False)
+    colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
+    picture = None
+    for line in found.table.to_dict("records"):
+        axes = grid[layers.index(line["layer"]), kinds.index(line["kind"])]
+        tiles = np.asarray(line["tiles"]).reshape(line["height"], line["width"])
+        picture = axes.imshow(tiles, cmap=colours, vmin=0, vmax=min(1.0, 2 * found.share), aspect="auto")
+        axes.set_title(percent(line["num_pruned"] / line["num"]), fontsize=6, pad=1.5)
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+    for kind, axes in zip(kinds, grid[-1]):
+        axes.set_xlabel(short_kind(kind), fontsize=8)
+    for layer, row in zip(layers, grid):
+        row[0].set_ylabel(f"layer {layer}", fontsize=8)
+    if picture is not None:
+        figure.colorbar(picture, ax=grid, fraction=0.02, pad=0.01, label="share of the tile that goes")
+    return figure
+
+
+def spread_of_tiles(found: Places) -> pd.Series:
+    """Standard deviation of tiles around their matrix's share, over what independent places would give, per kind."""
+    ratios = []
+    for line in found.table.to_dict("records"):
+        tiles, share = np.asarray(line["tiles"]), line["num_pruned"] / line["num"]
+        by_chance = np.sqrt(max(share * (1 - share), 1e-12) * len(tiles) / line["num"])
+        ratios.append(float(np.sqrt(np.mean((tiles - share) ** 2)) / by_chance))
+    return pd.Series(ratios).groupby(found.table["kind"].to_numpy(), sort=False).mean()
+
+
+def places_section(found: Sequence[Places], out: Path) -> str:
+    """Write `out/places.csv` and a picture per model; give the section, empty where no places were measured."""
+    if not found:
+        return ""
+    with atomic_path(out / "places.csv") as temporary:
+        parts = [each.table.drop(columns=["tiles"]).assign(model=each.name) for each in found]
+        pd.concat(parts).to_csv(temporary, index=False)
+    text = ""
+    for index, each in enumerate(found):
+        with style.matplotlib_style():
+            figure = places_figure(each)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            files = [save_figure(figure, out / "figures" / f"places-{index}.{suffix}") for suffix in ("svg", "png")]
+        kinds, spread = each.by("kind"), spread_of_tiles(each)
+        lines = [[short_kind(str(kind)), percent(float(kinds[kind])), f"{spread[kind]:.1f} ×"] for kind in kinds.index]
+        text += (
+            f"<h3>{escape(each.name)}</h3><p class=lead>{escape(sentence(each))}</p>"
+            f"{pictures_html({'places': files[0].read_bytes()})}"
+            f"{html_table(['kind', 'goes', 'tiles spread, against chance'], lines)}"
+        )
+    return f"<section><h2>Where the smallest weights lie</h2>{text}<p class=note>{escape(METHOD)}</p></section>"
+
+
+def sentence(found: Places) -> str:
+    """From which layer and kind least goes, and from which most."""
+    ends = []
+    for key in ("layer", "kind"):
+        shares = found.by(key)
+        low, high = shares.idxmin(), shares.idxmax()
+        ends.append(f"by {key} from {percent(float(shares[low]))} ({low}) to {percent(float(shares[high]))} ({high})")
+    return f"The smallest {percent(found.share)} of the weights: {'; '.join(ends)}."
+
+
+def place_lines(found: Sequence[Places]) -> list[tuple[str, str]]:
+    """What stands beside the paper's Figure 1."""
+    return [(each.name, sentence(each)) for each in found]
