@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,25 @@ class LmEval(lightning.LightningModule):
         self._found: dict[str, float] = {}
 
     def bind(self, preprocessing: Any) -> None:
-        """Take the backbone's tokenizer."""
+        """Take the backbone's tokenizer; ValueError for an encoder's, which ends texts and leaves nothing to follow."""
         self.tokenizer = preprocessing.tokenizer
+        if self.tokenizer("a")["input_ids"][-1] in self.tokenizer.all_special_ids:
+            raise ValueError(
+                "the backbone's tokenizer ends each text, so nothing can follow: choose a decoder's, as OPT"
+            )
+
+    @cached_property
+    def _known_tasks(self) -> Any:
+        return module("tasks").TaskManager(include_path=self.include_path)
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Batch:
         """Run lm-eval; give the columns row, score and task (a number, in the order of the names), each [rows]."""
-        wrapper, manager = module("models.huggingface").HFLM, module("tasks").TaskManager
+        wrapper = module("models.huggingface").HFLM
         with _quiet():
             results = module("evaluator").simple_evaluate(
                 model=wrapper(pretrained=self.model, tokenizer=self.tokenizer, batch_size=self.batch_size),
                 tasks=self.tasks,
-                task_manager=manager(include_path=self.include_path),
+                task_manager=self._known_tasks,
                 num_fewshot=self.num_fewshot,
                 limit=self.limit,
                 bootstrap_iters=0,
