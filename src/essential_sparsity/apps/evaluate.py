@@ -20,8 +20,11 @@ def job(composed: DictConfig) -> list[Outcome]:
 
     def work() -> Outcome:
         asked = conf.from_hydra(composed)
-        if asked.config.get("plan"):
-            raise ValueError("plan=true is for train: a level of evaluate costs one pass over the evaluation rows")
+        if asked.config.get("plan") and asked.config.get("data") is not None:
+            from essential_sparsity.apps.plan import plan_curve
+
+            found.extend(plan_curve(asked))
+            return found[-1]
         if asked.config.get("models"):
             from essential_sparsity.apps.distributions import measure_models
 
