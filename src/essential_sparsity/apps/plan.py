@@ -15,19 +15,25 @@ from essential_sparsity.apps.sweeps import duration
 SHARE_OF_PEAK = 0.4
 """What training reaches of the machine's matrix-multiply rate: a cautious guess, until a run was measured."""
 
+PAGE = "plan/index.html"
+"""Where the page of a plan lies in the folder of a name."""
+
 
 def plan_point(asked: conf.Asked) -> Outcome:
     """Say what one point would cost; nothing is trained, data are prepared (and cached) to count their tokens."""
     run = asked.run
     there = run.finished
     cost = {} if there else _stage_cost(json.dumps(asked.config, sort_keys=True, default=str))
-    measured = _measured_seconds(asked)
+    is_here = asked.config["plan"] is True
+    measured = _measured_seconds(asked) if is_here else None
     facts: dict[str, Any] = {
         "there": there,
         "seconds": 0.0 if there else (measured if measured is not None else cost.get("seconds")),
         "measured": measured is not None,
         "seed": asked.config.get("seed"),
         "sparsity": asked.config.get("sparsity"),
+        "setting": _setting(asked),
+        "where": _where(asked.config["plan"]),
         "bytes": 0 if there else cost.get("bytes"),
         "num_rows": cost.get("num_rows"),
         "metric": cost.get("metric"),
@@ -36,20 +42,71 @@ def plan_point(asked: conf.Asked) -> Outcome:
     for parent, config in () if there else asked.parents():
         if parent.finished:
             break
-        own = _stage_cost(json.dumps(config, sort_keys=True, default=str))
+        own = _stage_cost(json.dumps({**config, "plan": asked.config["plan"]}, sort_keys=True, default=str))
         facts["parents"][str(parent.path)] = {"seconds": own["seconds"], "bytes": own["model_bytes"]}
     return Outcome("planned", asked.overrides, str(run.path), metrics=facts)
+
+
+def plan_curve(asked: conf.Asked) -> list[Outcome]:
+    """Say what each level of a curve without training would cost: one pass over the evaluation rows."""
+    from essential_sparsity.evaluation import ascending, level_run
+
+    key = {name: asked.config.get(name) for name in ("backbone", "data")}
+    rate = _rate(asked.config["plan"])
+    cost = dict(_estimate_parts(json.dumps({**key, "trainer": None}, sort_keys=True, default=str)))
+    outcomes = []
+    for level in ascending(asked.config["sparsities"]):
+        run, own = level_run(asked.folder, asked.record, level)
+        seconds = 0.0 if run.finished else cost["operations"] / rate
+        facts = {
+            "there": run.finished, "seconds": seconds, "measured": False, "seed": asked.config.get("seed"),
+            "sparsity": None if level is None else float(level), "bytes": 0 if run.finished else cost["bytes"],
+            "num_rows": cost["num_rows"], "metric": cost["metric"], "parents": {}, "setting": _setting(asked),
+            "where": _where(asked.config["plan"]),
+        }  # fmt: skip
+        outcomes.append(Outcome("planned", own["overrides"], str(run.path), metrics=facts))
+    return outcomes
+
+
+def _setting(asked: conf.Asked) -> str:
+    """Name what a point has in common with its seeds and levels."""
+    kept = [text for text in asked.overrides if text.split("=")[0] not in ("seed", "sparsity")]
+    return " ".join(kept) or asked.config["name"]
+
+
+def _rate(plan: Any) -> float:
+    """Give operations per second: those told, or the share that training reaches of those measured here."""
+    if plan is True:
+        return matrix_rate() * SHARE_OF_PEAK
+    if isinstance(plan, bool) or not isinstance(plan, (int, float)) or not plan > 1e6:
+        raise ValueError(
+            f"plan={plan} is no number of operations per second: give plan=true for this machine, or such as plan=4e14"
+        )
+    return float(plan)
+
+
+def _where(plan: Any) -> str:
+    """Name the machine that hours are told for."""
+    if plan is not True:
+        return f"a machine of {float(plan):.3g} operations per second"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's processor"
 
 
 @functools.cache
 def _stage_cost(config_text: str) -> dict[str, Any]:
     """Estimate one stage from its operations: 6 × prunable weights × tokens for training, 2 × for evaluation."""
-    return _estimate(json.loads(config_text))
+    config = json.loads(config_text)
+    return _estimate(config, rate=_rate(config.get("plan", True)))
 
 
-def _estimate(config: Mapping[str, Any]) -> dict[str, Any]:
+def _estimate(config: Mapping[str, Any], *, rate: float) -> dict[str, Any]:
     key = {name: config.get(name) for name in ("backbone", "data", "trainer")}
-    return dict(_estimate_parts(json.dumps(key, sort_keys=True, default=str)))
+    found = dict(_estimate_parts(json.dumps(key, sort_keys=True, default=str)))
+    pruner = conf.instantiate(config["pruner"]) if config.get("pruner") else None
+    longer = pruner.num_trainings(config.get("sparsity")) if hasattr(pruner, "num_trainings") else 1
+    return {**found, "seconds": found["operations"] * longer / rate}
 
 
 @functools.cache
@@ -61,16 +118,18 @@ def _estimate_parts(text: str) -> tuple[tuple[str, Any], ...]:
     backbone.check()
     data.prepare(backbone.preprocessing())
     total, prunable, tokens_per_image = _sizes(text_of(config["backbone"]))
-    steps_per_epoch = len(data.train_dataloader())
     trainer = config["trainer"]
-    steps = trainer.get("max_steps") or -1
-    steps = steps if steps > 0 else steps_per_epoch * trainer["max_epochs"]
+    steps, steps_per_epoch = 0, 1
+    if trainer is not None:
+        steps_per_epoch = len(data.train_dataloader())
+        steps = trainer.get("max_steps") or -1
+        steps = steps if steps > 0 else steps_per_epoch * trainer["max_epochs"]
     counted = data.num_tokens()
     if counted is None:
         counted = (data.num_train_rows * tokens_per_image, sum(data.evaluation_rows.values()) * tokens_per_image)
     operations = prunable * (6 * counted[0] * steps / max(1, steps_per_epoch) + 2 * counted[1])
     return (
-        ("seconds", operations / (matrix_rate() * SHARE_OF_PEAK)),
+        ("operations", operations),
         ("bytes", prunable // 8 + 24 * sum(data.evaluation_rows.values()) + 50_000),
         ("model_bytes", 4 * total),
         ("num_rows", data.num_evaluation_rows),
@@ -124,7 +183,7 @@ def matrix_rate() -> float:
 
 def _measured_seconds(asked: conf.Asked) -> float | None:
     """Give the median seconds of finished runs of this name that differ in sparsity, seed or pruner alone."""
-    from essential_sparsity.runs import identity, read_runs
+    from essential_sparsity.runs import identity
 
     def alike(config: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in identity(config).items() if k not in ("sparsity", "seed", "pruner")}
@@ -134,10 +193,17 @@ def _measured_seconds(asked: conf.Asked) -> float | None:
     wanted = alike(asked.recorded)
     seconds = sorted(
         float(record.metrics["seconds"])
-        for record in read_runs(asked.folder)
+        for record in _finished(asked.folder)
         if record.metrics and not record.metrics.get("resumed") and alike(record.config) == wanted
     )
     return seconds[len(seconds) // 2] if seconds else None
+
+
+@functools.cache
+def _finished(folder: Path) -> Sequence[Any]:
+    from essential_sparsity.runs import read_runs
+
+    return read_runs(folder)
 
 
 def print_plan(outcomes: Sequence[Outcome]) -> None:
@@ -153,10 +219,18 @@ def print_plan(outcomes: Sequence[Outcome]) -> None:
     todo = [item for item in planned if not item.metrics["there"]]
     seconds = sum(item.metrics["seconds"] for item in todo) + sum(p["seconds"] for p in parents.values())
     disk = sum(item.metrics["bytes"] for item in todo) + sum(p["bytes"] for p in parents.values())
+    where = planned[0].metrics["where"] if planned else "this machine"
     how = "measured here" if any(item.metrics["measured"] for item in planned) else "estimated from operations"
+    _finished.cache_clear()
     print(f"{len(todo)} of {len(planned)} points to compute, {len(parents)} parents to train first")
-    print(f"about {seconds / 3600:.2f} hours one after another ({how}), {disk / 1e6:.0f} MB of disk")
+    print(f"about {seconds / 3600:.2f} hours one after another on {where} ({how}), {disk / 1e6:.0f} MB of disk")
     _print_resolvable(planned)
+    if len(planned) > 1:
+        from essential_sparsity.report.plan import write_plan
+
+        path = Path(str(planned[0].path)).parent / PAGE
+        write_plan([(item.overrides, item.metrics) for item in planned], parents, path)
+        print(f"plan: {path}")
 
 
 def _print_resolvable(planned: Sequence[Outcome]) -> None:

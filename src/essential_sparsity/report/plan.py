@@ -1,0 +1,63 @@
+"""The page of a plan: what each setting of a sweep would cost, before anything starts."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from essential_sparsity.report import style
+from essential_sparsity.report.similarity import POLICY
+from essential_sparsity.report.tables import html_table
+from essential_sparsity.runs import atomic_path
+
+Point = tuple[Sequence[str], Mapping[str, Any]]  # overrides, facts
+
+METHOD = (
+    "Measured: the median seconds of finished runs of the same setting here. Estimated: 6 operations per prunable weight "
+    "and token for training, 2 for evaluation, over the rate at which this machine multiplies matrices in fp32, of "
+    "which training is taken to reach 40 %, or over the rate that was told (plan=4e14). Hours of one device, one run "
+    "after another; on a GPU they are GPU hours."
+)
+
+
+def setting_rows(points: Sequence[Point]) -> list[list[str]]:
+    """One line per setting: points to compute, hours of one and of all, disk, and how the hours are known."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for _, facts in points:
+        groups[facts["setting"]].append(facts)
+    lines = []
+    for setting, own in groups.items():
+        todo = [facts for facts in own if not facts["there"]]
+        seconds, disk = (sum(facts[key] or 0 for facts in todo) for key in ("seconds", "bytes"))
+        known = "measured" if any(facts["measured"] for facts in own) else "estimated"
+        each = f"{seconds / len(todo) / 3600:.3g}" if todo else "–"
+        lines.append(
+            [setting, f"{len(todo)} of {len(own)}", each, f"{seconds / 3600:.3g}", f"{disk / 1e6:,.0f}", known]
+        )
+    return lines
+
+
+def write_plan(points: Sequence[Point], parents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write the page; `parents` are the runs that are trained first, by path."""
+    todo = [facts for _, facts in points if not facts["there"]]
+    hours = sum(facts["seconds"] or 0 for facts in todo) / 3600
+    first = sum(parent["seconds"] for parent in parents.values()) / 3600
+    where = points[0][1]["where"]
+    lines = setting_rows(points)
+    if parents:
+        disk = sum(parent["bytes"] for parent in parents.values()) / 1e6
+        lines.append(["trained first: parents", str(len(parents)), f"{first / len(parents):.3g}", f"{first:.3g}",
+                      f"{disk:,.0f}", "estimated"])  # fmt: skip
+    header = ["setting", "points to compute", "hours each", "hours", "disk, MB", "known"]
+    title = f"Plan: {path.parent.parent.name}"
+    total = f"{len(todo)} of {len(points)} points to compute, about {hours + first:,.1f} hours on {where}"
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
+            f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
+            f"<p class=sub>{escape(total)}</p><section><h2>What each setting costs</h2>{html_table(header, lines)}"
+            f"<p class=note>{escape(METHOD)}</p></section></main></body></html>\n",
+            encoding="utf-8",
+        )
