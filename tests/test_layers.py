@@ -14,7 +14,7 @@ LAYERS = {
     "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1, "streaming": 1, "traces": 1,
     "probing": 1,
     "analysis": 2,
-    "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3,
+    "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3, "loggers": 3,
     "accounts": 4, "evaluation": 4, "identity": 4, "parents": 4, "predictions": 4, "preparation": 4, "similarity": 4,
     "training": 4,
     "report": 5,
@@ -32,7 +32,7 @@ ALLOWED = {
     "transformers": {"backbones", "data", "tasks"},
     "timm": {"backbones"},
     "datasets": {"data"},
-    "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation", "predictions"},
+    "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation", "loggers", "predictions"},
 }
 WITHOUT_TORCH = {"analysis", "report", "runs", "seeds", "provenance", "inputs", "traces"}
 

@@ -24,6 +24,7 @@ from essential_sparsity.callbacks.snapshot import Snapshot
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.callbacks.training_loss import TrainingLoss
 from essential_sparsity.identity import told
+from essential_sparsity.loggers import opened
 from essential_sparsity.parents import (
     as_run,
     finished_inputs,
@@ -110,10 +111,13 @@ def fit(
         inputs = inputs_of(backbone, data, pruner) | round_inputs(pruner, sparsity, parent)
         parent_id = None if parent is None else as_run(parent["run"]).info["id"]
         run.start(run_info(record, inputs=inputs, parent=parent_id))
-        stage = _Stage(backbone, data, task, pruner, sparsity, seed, dict(trainer or {}), tuple(callbacks), inputs)
-        if parent is not None and starts_anew(pruner, sparsity):
-            stage.body_seed = first_round(parent)["seed"]
-        return stage.train(run, keep=keep, record=record)
+        settings = dict(trainer or {})
+        with opened(settings.pop("logger", None) or (), run) as loggers:
+            settings["logger"] = loggers or False
+            stage = _Stage(backbone, data, task, pruner, sparsity, seed, settings, tuple(callbacks), inputs)
+            if parent is not None and starts_anew(pruner, sparsity):
+                stage.body_seed = first_round(parent)["seed"]
+            return stage.train(run, keep=keep, record=record)
 
 
 # --- parents ----------------------------------------------------------------------------------------------------------
@@ -267,13 +271,13 @@ class _Stage:
         if settings.get("precision") == "bf16-mixed":
             device = device_of(settings.get("accelerator", "auto")).type
             settings = {**settings, "precision": None, "plugins": [ClippedBf16("bf16-mixed", device)]}
-        loggers = [logger(save_dir=run.path) for logger in settings.pop("logger", None) or ()]
         views = [] if getattr(self.data, "augmentation", None) is None else [Augment(self.data.augmentation)]
         for bind in (getattr(callback, "bind", None) for callback in self.callbacks):
             if bind is not None:
                 bind(self.data)
+        steps = settings.get("max_steps") or -1
         trainer = Trainer(
-            **{"logger": loggers or False, **settings},
+            **settings,
             callbacks=[
                 *(StepSeed(self.seed), LoaderPosition(loader), *views),
                 *(*measuring, *self.callbacks, checkpoint),
@@ -285,6 +289,6 @@ class _Stage:
             num_sanity_val_steps=0,
             limit_val_batches=1.0 if self.settings.get("validate") else 0,
             use_distributed_sampler=False,
-            log_every_n_steps=max(1, min(50, len(loader))),
+            log_every_n_steps=max(1, min(50, len(loader), steps if steps > 0 else 50)),
         )
         return trainer, checkpoint

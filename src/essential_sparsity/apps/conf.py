@@ -285,6 +285,11 @@ def parts(config: Mapping[str, Any]) -> dict[str, Any]:
     return built | ({"pruner": instantiate(config["pruner"])} if config.get("pruner") is not None else {})
 
 
+def loggers(config: Mapping[str, Any]) -> list[Any]:
+    """Build what opens the loggers that a configuration names: callables that take `save_dir`."""
+    return [instantiate(node) for node in (config.get("logger") or {}).values()]
+
+
 def quiet_lightning() -> None:
     """Keep Lightning's hints to itself; called after its import, which sets its own level."""
     for name in ("pytorch_lightning", "lightning", "lightning.fabric", "lightning.pytorch", "lightning_fabric"):

@@ -78,10 +78,14 @@ def curve(asked: conf.Asked) -> list[Outcome]:
         device=config["trainer"]["accelerator"],
         record=record,
     )
-    outcomes = []
+    makers, outcomes = conf.loggers(config), []
     for level, found in zip(levels, metrics, strict=True):
         run, own = level_run(asked.folder, record, level)
         status = "there" if before[level] else "finished"
+        if status == "finished" and makers:
+            from essential_sparsity.loggers import log_finished
+
+            log_finished(makers, run)
         outcomes.append(Outcome(status, own["overrides"], str(run.path), time.monotonic() - started, found))
     return outcomes
 

@@ -10,6 +10,7 @@ APPS = {
     "lottery": "iterative magnitude pruning with rewinding: tickets, one run per round",
     "prune": "checkpoint in, pruned checkpoint and masks out, streaming, any size",
     "compare": "similarity of masks against chance, other seeds and displaced weights: similarity.csv",
+    "doctor": "versions, devices, caches, hub, disk, known bad combinations: one line each",
     "trace": "magnitudes and change point of a checkpoint series or a recorded run",
     "report": "runs to curves, essential sparsity, figures and one HTML page",
 }
@@ -51,9 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = [word for word in rest if word in ("-m", "--multirun")]  # argparse wants all overrides in one row
+    if SEARCH in rest and not flags:
+        rest.append("hydra.mode=MULTIRUN")  # a sweeper's own file cannot say so: Hydra reads it too early
     sys.argv = [f"essential-sparsity {name}", *flags, *(quoted(word) for word in rest if word not in flags)]
     return run(name)
 
+
+SEARCH = "hydra/sweeper=turning_point"
+"""A sweeper that makes every command a sweep."""
 
 SIGNS = "=~*?"
 """What the names of run folders and patterns hold; a list without any of them is no list of run folders."""

@@ -75,6 +75,16 @@ def conclude(config: Any, results: Sequence[Any]) -> None:
 
         for folder in sorted({Path(str(outcome.path)).parent for outcome in finished}):
             report_folder(folder)
+            _log_report(config, folder)
+
+
+def _log_report(config: Any, folder: Path) -> None:
+    """Give curves and essential points to the loggers that the sweep's points had."""
+    from essential_sparsity.apps import conf
+    from essential_sparsity.loggers import log_report
+
+    nodes = conf.OmegaConf.select(config, "logger") or {}
+    log_report(conf.loggers({"logger": conf.OmegaConf.to_container(conf.OmegaConf.create(dict(nodes)))}), folder)
 
 
 def table(found: Sequence[Outcome]) -> str:

@@ -86,7 +86,8 @@ def parent_arguments(
         "command": asked.command,
     }
     grandparent = parent_arguments(asked, config.get("parent"), recorded.get("parent"))
-    return stage_arguments(config) | {"run": run, "record": record, "parent": grandparent}
+    own = stage_arguments({**config, "logger": asked.config.get("logger")})
+    return own | {"run": run, "record": record, "parent": grandparent}
 
 
 def _is_pretraining(asked: conf.Asked, config: Mapping[str, Any]) -> bool:
@@ -104,7 +105,7 @@ def stage_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "trainer": {
             **config["trainer"],
-            "logger": [conf.instantiate(node) for node in (config.get("logger") or {}).values()],
+            "logger": conf.loggers(config),
         },
         "callbacks": [conf.instantiate(node) for node in (config.get("callbacks") or {}).values()],
     }
