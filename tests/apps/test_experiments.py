@@ -4,13 +4,47 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.apps.test_figures import ALIASES
 
 from essential_sparsity.runs import read_runs
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = {path.stem: path.read_text() for path in sorted((CONF / "experiment").glob("*.yaml"))}
-MEASURED = [name for name, text in FILES.items() if f"# essential-sparsity evaluate experiment={name}" in text]
-EXPERIMENTS = [name for name in FILES if name not in MEASURED]
+RUNS = {
+    "abrupt_sparsification_bert": 10,
+    "abrupt_sparsification_bert_mini": 6,
+    "data_fraction_bert": 12,
+    "demo": 14,
+    "does_pretraining_matter": 10,
+    "essential_sparsity_bert_glue": 8,
+    "essential_sparsity_minilm_glue": 8,
+    "essential_sparsity_vit": 8,
+    "essential_sparsity_vit_from_scratch": 8,
+    "figure_4": 18,
+    "layerwise_essential_sparsity": 8,
+    "lottery_vs_omp_bert": 18,
+    "lottery_vs_omp_minilm": 16,
+    "lottery_vs_omp_vit": 18,
+    "mask_transfer": 20,
+    "nm_patterns": 14,
+    "objective_ablation_bert": 18,
+    "prune_then_or_after_fine_tuning": 10,
+    "quickstart_bert": 4,
+    "supervised_vs_self_supervised": 38,
+    "supervised_vs_self_supervised_pretrained": 8,
+    "table_1": 6,
+    "tuned_bert_glue": 12,
+}
+"""Runs of every experiment that trains, at scale=tiny, parents aside; points that the scale makes alike are one run."""
+
+WORDS = {"figure_4": " pruner=omp"}
+"""What makes a sweep shorter than the scale does: no random masks."""
+
+MEASURED = {"figure_1": 1, "layerwise_distribution": 2}
+"""Models that are measured, by experiment."""
+
+ZERO_SHOT = {"figure_11": 15}
+"""Levels of all curves without training, by experiment."""
 
 
 def with_parents(folder):
@@ -23,19 +57,23 @@ def test_every_yaml_opens_with_a_sentence():
         assert lines[0].startswith("# ") and len(lines[0].split()) > 2, f"{path}: {lines[0]}"
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_run_here_or_is_another_s_alias():
+    assert set(FILES) == RUNS.keys() | MEASURED.keys() | ZERO_SHOT.keys() | ALIASES.keys()
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_an_experiment_at_scale_tiny(name, command, tmp_path):
     text = FILES[name]
     assert f"# essential-sparsity train experiment={name}" in text
     assert f"\nname: {name}\n" in text
 
-    code, out, err = command(f"train experiment={name} scale=tiny")
+    code, out, err = command(f"train experiment={name} scale=tiny{WORDS.get(name, '')}")
     assert code == 0, out + err
     folder = tmp_path / "outputs" / f"{name}-tiny"
     records = read_runs(folder)
-    assert all(record.finished for record in records)
+    assert len(records) == RUNS[name] and all(record.finished for record in records)
     assert {record.metrics["seed"] for record in records} == {0, 1}
-    assert any(record.info["choices"]["pruner"] == "random" for record in records) or "pruner: random" not in text
+    assert any(record.info["choices"]["pruner"] == "random" for record in records) or "pruner: random" not in text + WORDS.get(name, "pruner: random")
     assert any((record.path / "trace.parquet").is_file() for record in with_parents(folder)) or "recorder" not in text
     results = json.loads((folder / "report" / "essential_sparsity.json").read_text())
     assert results and all("status" in row for row in results)
@@ -44,23 +82,40 @@ def test_an_experiment_at_scale_tiny(name, command, tmp_path):
 
     before = {record.path: (record.path / "metrics.json").stat().st_mtime_ns for record in records}
     num_points = int(out.split(" points:")[0].split()[-1])  # arms that differ in what the scale decides are one run
-    code, out, err = command(f"train experiment={name} scale=tiny")
+    code, out, err = command(f"train experiment={name} scale=tiny{WORDS.get(name, '')}")
     assert code == 0 and f"0 computed, {num_points} there already, 0 failed" in out
     assert before == {path: (path / "metrics.json").stat().st_mtime_ns for path in before}
 
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_an_experiment_that_measures_models_at_scale_tiny(name, command, tmp_path):
+    num = MEASURED[name]
     assert f"\nname: {name} " in FILES[name]
     code, out, err = command(f"evaluate experiment={name} scale=tiny")
     assert code == 0, out + err
     folder = tmp_path / "outputs" / f"{name}-tiny"
     records = read_runs(folder)
-    assert len(records) == 2 and all(record.finished and record.distribution() is not None for record in records)
+    assert len(records) == num and all(record.finished and record.distribution() is not None for record in records)
     page = (folder / "report" / "index.html").read_text()
     assert "Weights, layer by layer" in page and 'src="http' not in page
     code, out, err = command(f"evaluate experiment={name} scale=tiny")
-    assert code == 0 and "0 computed, 2 there already, 0 failed" in out
+    assert code == 0 and f"0 computed, {num} there already, 0 failed" in out
+    assert ("Where the smallest weights lie" in page) == (name == "figure_1")
+    assert "Paper and ours" in page
+
+
+@pytest.mark.parametrize("name", ZERO_SHOT)
+def test_an_experiment_without_training_at_scale_tiny(name, command, tmp_path):
+    num = ZERO_SHOT[name]
+    code, out, err = command(f"evaluate experiment={name} scale=tiny")
+    assert code == 0, out + err
+    folder = tmp_path / "outputs" / f"{name}-tiny"
+    records = read_runs(folder)
+    assert len(records) == num and all(record.finished for record in records)
+    page = (folder / "report" / "index.html").read_text()
+    assert "shown by category" in page and "not run" not in page
+    code, out, err = command(f"evaluate experiment={name} scale=tiny")
+    assert code == 0 and f"0 computed, {num} there already, 0 failed" in out
 
 
 def test_points_of_a_sweep_share_one_parent(command, tmp_path):

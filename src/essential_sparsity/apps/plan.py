@@ -54,12 +54,14 @@ def plan_curve(asked: conf.Asked) -> list[Outcome]:
     key = {name: asked.config.get(name) for name in ("backbone", "data")}
     rate = _rate(asked.config["plan"])
     cost = dict(_estimate_parts(json.dumps({**key, "trainer": None}, sort_keys=True, default=str)))
+    measured = _measured_seconds(asked) if asked.config["plan"] is True else None
     outcomes = []
     for level in ascending(asked.config["sparsities"]):
         run, own = level_run(asked.folder, asked.record, level)
-        seconds = 0.0 if run.finished else cost["operations"] / rate
+        seconds = cost["operations"] / rate if measured is None else measured
         facts = {
-            "there": run.finished, "seconds": seconds, "measured": False, "seed": asked.config.get("seed"),
+            "there": run.finished, "seconds": 0.0 if run.finished else seconds, "measured": measured is not None,
+            "seed": asked.config.get("seed"),
             "sparsity": None if level is None else float(level), "bytes": 0 if run.finished else cost["bytes"],
             "num_rows": cost["num_rows"], "metric": cost["metric"], "parents": {}, "setting": _setting(asked),
             "where": _where(asked.config["plan"]),
@@ -186,7 +188,7 @@ def _measured_seconds(asked: conf.Asked) -> float | None:
     from essential_sparsity.runs import identity
 
     def alike(config: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in identity(config).items() if k not in ("sparsity", "seed", "pruner")}
+        return {k: v for k, v in identity(config).items() if k not in ("sparsity", "sparsities", "seed", "pruner")}
 
     if not asked.folder.is_dir():
         return None

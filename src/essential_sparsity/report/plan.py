@@ -14,9 +14,9 @@ from essential_sparsity.runs import atomic_path
 Point = tuple[Sequence[str], Mapping[str, Any]]  # overrides, facts
 
 METHOD = (
-    "Measured: the median seconds of finished runs of the same setting here. Estimated: 6 operations per prunable weight "
-    "and token for training, 2 for evaluation, over the rate at which this machine multiplies matrices in fp32, of "
-    "which training is taken to reach 40 %, or over the rate that was told (plan=4e14). Hours of one device, one run "
+    "Measured: the median seconds of finished runs of the same setting here. Estimated: 6 operations per prunable "
+    "weight and token for training, 2 for evaluation, over the rate at which this machine multiplies matrices in fp32, "
+    "of which training is taken to reach 40 %, or over the rate that was told (plan=4e14). Hours of one device, one run "
     "after another; on a GPU they are GPU hours."
 )
 
@@ -32,9 +32,8 @@ def setting_rows(points: Sequence[Point]) -> list[list[str]]:
         seconds, disk = (sum(facts[key] or 0 for facts in todo) for key in ("seconds", "bytes"))
         known = "measured" if any(facts["measured"] for facts in own) else "estimated"
         each = f"{seconds / len(todo) / 3600:.3g}" if todo else "–"
-        lines.append(
-            [setting, f"{len(todo)} of {len(own)}", each, f"{seconds / 3600:.3g}", f"{disk / 1e6:,.0f}", known]
-        )
+        counts, hours = f"{len(todo)} of {len(own)}", f"{seconds / 3600:.3g}"
+        lines.append([setting, counts, each, hours, f"{disk / 1e6:,.0f}", known])
     return lines
 
 
