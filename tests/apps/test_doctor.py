@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from essential_sparsity.apps import checks
+from essential_sparsity.apps import checks, machine
 from essential_sparsity.apps.doctor import Finding, diagnose, summary
 
 
@@ -99,38 +99,38 @@ def test_extras_are_told_not_missed(installed):
 
 
 def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
     limit = tmp_path / "cpu.max"
     limit.write_text("150000 100000\n")
-    assert checks.granted_cores(limit) == 1.5
+    assert machine.granted_cores(limit) == 1.5
     limit.write_text("max 100000\n")
-    assert checks.granted_cores(limit) == 8
+    assert machine.granted_cores(limit) == 8
 
 
 def test_more_threads_than_cores_and_spinning_ones_are_warned_of(monkeypatch):
-    monkeypatch.setattr(checks, "granted_cores", lambda: 2.0)
-    monkeypatch.setattr(checks.os, "getloadavg", lambda: (0.1, 0, 0))
+    monkeypatch.setattr(machine, "granted_cores", lambda: 2.0)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.1, 0, 0))
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    many, spinning = checks.threads()
+    many, spinning = machine.threads()
     assert many.remedy == "export OMP_NUM_THREADS=2"
     assert spinning.remedy == "export OMP_WAIT_POLICY=PASSIVE"
 
 
 def test_a_busy_machine_is_told(monkeypatch):
-    monkeypatch.setattr(checks, "granted_cores", lambda: 2.0)
-    monkeypatch.setattr(checks.os, "getloadavg", lambda: (5.0, 0, 0))
+    monkeypatch.setattr(machine, "granted_cores", lambda: 2.0)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (5.0, 0, 0))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert "load 5.0 on 2 cores" in list(checks.threads())[-1].text
+    assert "load 5.0 on 2 cores" in list(machine.threads())[-1].text
 
 
 def test_memory_is_the_containers_where_that_is_less(tmp_path):
     table, limit = tmp_path / "meminfo", tmp_path / "memory.max"
     table.write_text("MemTotal: 33554432 kB\nMemFree: 1 kB\nMemAvailable: 16777216 kB\n")
     limit.write_text("max\n")
-    assert only(checks.memory(table, limit)).text == "16.0 of 32.0 GiB are free"
+    assert only(machine.memory(table, limit)).text == "16.0 of 32.0 GiB are free"
     limit.write_text(str(1 << 30))
-    found = only(checks.memory(table, limit))
+    found = only(machine.memory(table, limit))
     assert found.state == "warning" and found.text == "1.0 of 1.0 GiB are free"
 
 
@@ -145,41 +145,41 @@ def test_a_card_that_this_torch_has_no_kernels_for_is_an_error():
             return ["sm_75", "sm_90a", "compute_90"]
 
     torch = type("T", (), {"cuda": Cuda, "__version__": "2.15"})
-    assert checks._card(torch, 0).state == "error"
+    assert machine._card(torch, 0).state == "error"
     Cuda.get_arch_list = staticmethod(lambda: ["sm_61"])
-    assert checks._card(torch, 0).state == "warning", "no bfloat16"
+    assert machine._card(torch, 0).state == "warning", "no bfloat16"
 
 
 # --- folders and hub --------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_none_is_made(tmp_path):
-    assert only(checks.folder("outputs", tmp_path / "a" / "b")).state == "ok"
+    assert only(machine.folder("outputs", tmp_path / "a" / "b")).state == "ok"
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").touch()
-    found = only(checks.folder("outputs", tmp_path / "file" / "outputs"))
+    found = only(machine.folder("outputs", tmp_path / "file" / "outputs"))
     assert found.state == "error" and "paths.outputs=FOLDER" in found.remedy
 
 
 def test_a_full_disk_is_an_error_and_a_nearly_full_one_a_warning(tmp_path, monkeypatch):
     for free, state in ((10, "error"), (1 << 30, "warning"), (1 << 40, "ok")):
-        monkeypatch.setattr(checks.shutil, "disk_usage", lambda _, free=free: type("U", (), {"free": free}))
-        assert only(checks.folder("temporary", tmp_path)).state == state
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _, free=free: type("U", (), {"free": free}))
+        assert only(machine.folder("temporary", tmp_path)).state == state
 
 
 def test_a_folders_size_counts_each_file_once_and_follows_no_link(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "blob").write_bytes(b"x" * 1000)
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    size, whole = checks.folder_size(tmp_path, seconds=5)
+    size, whole = machine.folder_size(tmp_path, seconds=5)
     assert whole and 1000 <= size < 1200
-    assert checks.folder_size(tmp_path / "nothing", seconds=5) == (0, True)
+    assert machine.folder_size(tmp_path / "nothing", seconds=5) == (0, True)
 
 
 def test_a_hub_that_never_answers_holds_nobody_up(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        asked = checks.HubQuestion(0.3, f"http://127.0.0.1:{server.getsockname()[1]}")
+        asked = machine.HubQuestion(0.3, f"http://127.0.0.1:{server.getsockname()[1]}")
         started = time.monotonic()
         asked.start()
         found = only(asked.answer())
@@ -204,11 +204,11 @@ def test_a_hub_that_answers_is_ok_and_offline_asks_nobody(monkeypatch):
 
     with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        asked = checks.HubQuestion(20, f"http://127.0.0.1:{server.server_port}")
+        asked = machine.HubQuestion(20, f"http://127.0.0.1:{server.server_port}")
         asked.start()
         assert only(asked.answer()).state == "ok"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "HF_HUB_OFFLINE" in only(checks.HubQuestion(1).answer()).text
+    assert "HF_HUB_OFFLINE" in only(machine.HubQuestion(1).answer()).text
 
 
 def test_configuration_names_the_folders_that_are_read(tmp_path, monkeypatch):
