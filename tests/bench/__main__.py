@@ -38,6 +38,7 @@ from tests.bench import (
     recorder,
     self_distillation,
     startup,
+    turning_point,
     two_four,
     zero_shot,
 )
@@ -60,6 +61,7 @@ BENCHMARKS = {
     "startup": startup.run,
     "coverage": coverage_table.run,
     "change_point": change_point.run,
+    "turning_point": turning_point.run,
     "prune_large": prune_large.run,
     "two_four": two_four.run,
 }
