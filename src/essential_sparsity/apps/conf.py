@@ -12,13 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
-from essential_sparsity.apps import recipes
+from essential_sparsity.apps import CONF, recipes
 from essential_sparsity.apps.rounds import add_rounds
 from essential_sparsity.runs import Run, run_at, run_id
-
-_PACKAGED = Path(__file__).resolve().parent.parent / "conf"
-CONF = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[3] / "conf"
-"""The folder of our YAML files: packed into the wheel, or the repository's."""
 
 INHERITED = ("backbone", "trainer", "callbacks", "data", "task")
 """What a parent takes from the run where it says nothing itself; it is dense unless it says otherwise."""

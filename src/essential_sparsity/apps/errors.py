@@ -6,6 +6,9 @@ from pathlib import Path
 
 from essential_sparsity.apps.guard import one_line
 
+LAUNCHERS = ("joblib", "ray", "submitit_local", "submitit_slurm")
+EXTRA = "'essential-sparsity[launchers]'"
+
 
 def explain(error: BaseException) -> str | None:
     """Give a Hydra or OmegaConf error as one line with did-you-mean; None where the error is not of that kind."""
@@ -19,17 +22,30 @@ def explain(error: BaseException) -> str | None:
         return _unknown_key(found.group(1), error)
     if found := re.search(r"In '.*?': Could not override '(\S+)'", text):
         return _unknown_choice(found.group(1))
+    if kind == "OverrideParseException":
+        return _unreadable(str(getattr(error, "override", "")), text)
     if kind == "MissingMandatoryValue" and (found := re.search(r"[Mm]issing mandatory value: (\S+)", text)):
         return f"{found.group(1)} is not set: add {found.group(1)}=…"
     return text
 
 
+def _unreadable(word: str, text: str) -> str:
+    """Say how an override is written that Hydra's grammar does not take."""
+    if "missing EQUAL" in text:
+        return f"{word} is no key=value: did you mean {word}=…?"
+    return f"{word} cannot be read: lists are key=[a,b], and text that holds , = : or brackets is 'key=\"text\"'"
+
+
 def _unknown_choice(missing: str) -> str:
-    """Name the nearest file of a config group."""
+    """Name the nearest file of a config group, or the extra that brings a launcher."""
     from essential_sparsity.apps.conf import CONF
 
     group, _, name = missing.rpartition("/")
     group = group or name
+    if group == "hydra/launcher":
+        if name in LAUNCHERS:
+            return f"{group}={name} needs hydra-{name.split('_')[0]}-launcher, an extra: pip install {EXTRA}"
+        return f"{group}={name}: there is no such choice{nearest(name, ['basic', *LAUNCHERS])}"
     files = [path for folder in (Path.cwd() / "conf", CONF) for path in (folder / group).glob("*.yaml")]
     names = sorted({path.stem for path in files})
     if not names:

@@ -10,32 +10,21 @@ APPS = {
     "lottery": "iterative magnitude pruning with rewinding: tickets, one run per round",
     "prune": "checkpoint in, pruned checkpoint and masks out, streaming, any size",
     "compare": "similarity of masks against chance, other seeds and displaced weights: similarity.csv",
-    "doctor": "versions, devices, caches, hub, disk, known bad combinations: one line each",
     "trace": "magnitudes and change point of a checkpoint series or a recorded run",
     "report": "runs to curves, essential sparsity, figures and one HTML page",
+    "doctor": "versions, devices, caches, hub, disk, known bad combinations: one line each",
 }
-
-HELP = """essential-sparsity: how much of a pre-trained transformer is essential?
-
-usage: essential-sparsity COMMAND [key=value …]
-
-commands
-{commands}
-
-start here
-  essential-sparsity train experiment=demo                 the whole main job in minutes on a CPU, nothing to download
-  essential-sparsity evaluate backbone.path=MODEL_FOLDER   what is prunable, how small the weights are, what to run next
-  essential-sparsity train experiment=essential_sparsity_bert_glue plan=true      what the paper's grid would cost
-
-essential-sparsity COMMAND --help shows a command's keys and choices; --cfg job shows what would run.
-"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Dispatch to an app; give the exit code: 0 done, 1 points failed, 2 misuse."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:10}{text}" for name, text in APPS.items())), end="")
+        from essential_sparsity.apps import help
+
+        help.show(
+            {**APPS, "completion": "completion of all this in bash, zsh or fish: essential-sparsity completion bash"}
+        )
         return 0
     if arguments[0] == "--version":
         from essential_sparsity import __version__
@@ -43,12 +32,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     name, *rest = arguments
+    if name == "completion":
+        from essential_sparsity.apps import completion
+
+        try:
+            return completion.run(rest, list(APPS))
+        except (ValueError, OSError) as error:
+            return complain(str(error))
     if name not in APPS:
         import difflib
 
-        near = difflib.get_close_matches(name, APPS, n=1)
+        near = difflib.get_close_matches(name, [*APPS, "completion"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(APPS)}"
         return complain(f"{name} is no command: {hint}")
+    if "--help" in rest or "-h" in rest:
+        from essential_sparsity.apps import help
+
+        help.show_command(name)
+        return 0
+    if (line := unknown_flag(rest)) is not None:
+        return complain(line)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = [word for word in rest if word in ("-m", "--multirun")]  # argparse wants all overrides in one row
@@ -56,6 +59,25 @@ def main(arguments: list[str] | None = None) -> int:
         rest.append("hydra.mode=MULTIRUN")  # a sweeper's own file cannot say so: Hydra reads it too early
     sys.argv = [f"essential-sparsity {name}", *flags, *(quoted(word) for word in rest if word not in flags)]
     return run(name)
+
+
+FLAGS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--json"),
+)
+
+
+def unknown_flag(words: list[str]) -> str | None:
+    """Say which flag there is not, and which was probably meant; None where all are known."""
+    import difflib
+
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in FLAGS:
+            near = difflib.get_close_matches(flag, FLAGS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"keys are written key=value, as {flag.lstrip('-')}=…"
+            return f"{flag} is no flag: {hint}"
+    return None
 
 
 SEARCH = "hydra/sweeper=turning_point"
@@ -118,6 +140,9 @@ def run(name: str) -> int:
         importlib.import_module(f"essential_sparsity.apps.{name}").main()
     except KeyboardInterrupt:
         return complain("interrupted: the same command goes on from what is there", code=130)
+    except BrokenPipeError:  # `… | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
