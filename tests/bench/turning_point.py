@@ -9,7 +9,6 @@ A run's value is the true curve, what its seed adds to all levels, and noise of 
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -161,8 +160,8 @@ def main(arguments: list[str]) -> int:
     print(
         f"{'curve':9}{'noise':>7}{'seeds':>6}{'budget':>7}{'truth':>7}{'holds':>7}{'width':>7}{'error':>7}{'runs':>6}"
     )
-    for setting, how_many in Counter([*SETTINGS, *budgets]).items():
-        found = study(setting, round(MANY * asked.share) * how_many)
+    for setting in (*SETTINGS, *budgets):
+        found = study(setting, round(MANY * asked.share))
         worst = min(worst, found.holds)
         numbers = f"{found.truth:7.3f}{found.holds:7.3f}{found.width:7.3f}{found.error:7.3f}{found.runs:6.0f}"
         print(f"{setting.curve:9}{setting.noise:7g}{setting.num_seeds:6}{setting.budget:7}{numbers}", flush=True)

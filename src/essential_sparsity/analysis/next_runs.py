@@ -173,12 +173,13 @@ def _spread(
 
 
 def _middle_of_gap(found: Evidence, limit: float, decimals: int) -> float | None:
-    """Middle of the widest gap between visited levels before the turn, where it is wider than the limit."""
+    """Middle of the widest gap between visited levels before the turn (the last of several), if it is above the limit."""
     before = np.concatenate([[0.0], found.levels[found.levels <= found.low]])
-    gaps = np.diff(before)
-    if not len(gaps) or gaps.max() <= limit + 1e-9:
+    gaps = np.round(np.diff(before), decimals)
+    if not len(gaps) or gaps.max() <= limit:
         return None
-    return round(float(before[gaps.argmax()] + gaps.max() / 2), decimals)
+    widest = int(np.flatnonzero(gaps == gaps.max())[-1])
+    return round(float(before[widest] + before[widest + 1]) / 2, decimals)
 
 
 # ---- confirming seeds ------------------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = [word for word in rest if word in ("-m", "--multirun")]  # argparse wants all overrides in one row
-    if SEARCH in rest and not flags:
-        rest.append("hydra.mode=MULTIRUN")  # a sweeper's own file cannot say so: Hydra reads it too early
+    if SEARCH in rest and not any(word.startswith("-") for word in rest):
+        flags = ["-m"]  # a sweeper's own file cannot say so: Hydra reads it too early
     sys.argv = [f"essential-sparsity {name}", *flags, *(quoted(word) for word in rest if word not in flags)]
     return run(name)
 
