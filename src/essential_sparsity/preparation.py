@@ -52,12 +52,12 @@ def check_trainable(data: Any) -> None:
         )
 
 
-def refuse_own_weights(module: nn.Module) -> None:
-    """Raise ValueError for a task with weights beside the model's: a saved model does not hold them."""
-    own = [name for name, _ in module.named_parameters() if not name.startswith("model.")]
-    if own:
+def refuse_own_weights(module: nn.Module, model_weights: Iterable[str]) -> None:
+    """Raise ValueError for a task with weights beside those that its model was built with: they are drawn anew."""
+    known = {f"model.{name}" for name in model_weights}
+    if own := [name for name, w in module.named_parameters() if w.requires_grad and name not in known]:
         raise ValueError(
-            f"task {type(module).__name__} has weights of its own ({own[0]}, …), which a saved model does not hold: "
+            f"task {type(module).__name__} has weights of its own ({own[0]}, …), which every training draws anew: "
             "prune before fine-tuning, by pruner=omp"
         )
 

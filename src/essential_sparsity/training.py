@@ -201,11 +201,12 @@ class _Stage:
         if self.body_seed is not None:
             shape["body_seed"] = derive(self.body_seed, "head")
         model = self.backbone.build(**shape)
+        built = [name for name, _ in model.named_parameters()]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "task"))  # a task may have weights of its own
             module = self.task(model, num_labels=self.data.num_labels)
         if shape.get("require_head"):
-            refuse_own_weights(module)
+            refuse_own_weights(module, built)
         return module, self.backbone.architecture(model), batches
 
     def _result(

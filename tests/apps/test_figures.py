@@ -93,6 +93,17 @@ def test_an_alias_is_the_other_experiment_again(name, sources):
     assert plain(composed(name)) == plain(composed(sources[0], *data))
 
 
+ACROSS = [name for name in sorted(POINTS) if "across:" in (FOLDER / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_each_data_set_of_a_sweep_across_several_takes_its_settings(name):
+    for axes in swept_with(name):
+        first = [f"{key}={str(values).split(',')[0]}" for key, values in axes.items()]
+        config = completed(name, *first)
+        assert conf.instantiate(config["data"]).metric and config["task"]["_target_"]
+
+
 @pytest.mark.parametrize("name", sorted(POINTS))
 def test_no_experiment_repeats_table_1(name):
     content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())

@@ -16,8 +16,8 @@ Point = tuple[Sequence[str], Mapping[str, Any]]  # overrides, facts
 METHOD = (
     "Measured: the median seconds of finished runs of the same setting here. Estimated: 6 operations per prunable "
     "weight and token for training, 2 for evaluation, over the rate at which this machine multiplies matrices in fp32, "
-    "of which training is taken to reach 40 %, or over the rate that was told (plan=4e14). Hours of one device, one run "
-    "after another; on a GPU they are GPU hours."
+    "of which training is taken to reach 40 %, or over the rate that was told (plan=4e14). Hours of one device, one "
+    "run after another; on a GPU they are GPU hours."
 )
 
 
