@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 
 from essential_sparsity.apps.main import main
+from tests import readme_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"`(essential-sparsity (?:train|evaluate|compare|report) [^`]+)`", README)))
+COMMANDS = sorted(set(re.findall(r"`(essential-sparsity (?:train|evaluate|compare|report|doctor) [^`]+)`", README)))
 
 
 def test_readme_names_every_experiment():
     names = {path.stem for path in (ROOT / "conf/experiment").glob("*.yaml")}
     assert names == set(re.findall(r"experiment=(\w+)", README)) & names
     assert set(re.findall(r"experiment=(\w+)", README)) <= names
+
+
+def test_the_table_of_experiments_says_what_their_files_say():
+    _, told, _ = readme_table.parts(README)
+    assert told == readme_table.table(told), "python -m tests.readme_table writes it anew"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
