@@ -173,7 +173,7 @@ def _spread(
 
 
 def _middle_of_gap(found: Evidence, limit: float, decimals: int) -> float | None:
-    """Middle of the widest gap between visited levels before the turn (the last of several), if it is above the limit."""
+    """Middle of the widest gap between levels before the turn (the last of several); None below the limit."""
     before = np.concatenate([[0.0], found.levels[found.levels <= found.low]])
     gaps = np.round(np.diff(before), decimals)
     if not len(gaps) or gaps.max() <= limit:

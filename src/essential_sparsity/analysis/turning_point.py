@@ -71,14 +71,30 @@ def locate_turning_point(
     here = judge(values, **settings)
     anywhere = judge(values, **settings, of_rows=row_variances(curve), num_rows=curve.num_rows)
     dense = [value for (level, _), value in values.items() if level == 0.0]
-    within = here.high - here.low <= 2 * search.tolerance + 1e-9
     found = TurningPoint(
-        label, curve.metric, "found", "", "", here.estimate, here.low, _open(here.high),
-        min(here.low, anywhere.low), _open(max(here.high, anywhere.high)), search.tolerance, within, epsilon, search.confidence if search.noisy else None,
-        len(values), len(lost), search.limit, curve.num_rows, float(np.mean(dense)) if dense else None,
-        _seed_spread(here) if search.noisy else None, tuple(sorted({seed for _, seed in values})),
-        tuple(_lines(here, values)),
-    )  # fmt: skip
+        label=label,
+        metric=curve.metric,
+        status="found",
+        reason="",
+        statement="",
+        essential_sparsity=here.estimate,
+        low=here.low,
+        high=_open(here.high),
+        ci_low=min(here.low, anywhere.low),
+        ci_high=_open(max(here.high, anywhere.high)),
+        tolerance=search.tolerance,
+        is_within_tolerance=here.high - here.low <= 2 * search.tolerance + 1e-9,
+        epsilon=epsilon,
+        confidence=search.confidence if search.noisy else None,
+        num_runs=len(values),
+        num_failed=len(lost),
+        budget=search.limit,
+        num_rows=curve.num_rows,
+        dense=float(np.mean(dense)) if dense else None,
+        seed_spread=_seed_spread(here) if search.noisy else None,
+        seeds=tuple(sorted({seed for _, seed in values})),
+        levels=tuple(_lines(here, values)),
+    )
     found = _with_status(found, here, search, at_chance=at_chance(curve))
     return replace(found, statement=_statement(found))
 
