@@ -60,9 +60,9 @@ def test_tickets_are_held_against_one_shot_masks_level_by_level(tmp_path):
     write_sweep(tmp_path, levels=(0.4, 0.6), pruner="lottery", truth=late_tickets)
     told_to_report(tmp_path, paper="figure_9")
     write_report(tmp_path)
-    table = pd.read_csv(tmp_path / "report" / "paper.csv").fillna("").set_index("paper")["ours"]
-    below, above = (table[f"{side} 50 % tickets {what}"] for side, what in
-                    (("below", "and one-shot masks perform alike"), ("above", "win")))  # fmt: skip
+    table = pd.read_csv(tmp_path / "report" / "paper.csv").fillna("")
+    ours = dict(zip(table["paper"].tolist(), table["ours"].tolist()))
+    below, above = ours["below 50 % tickets and one-shot masks perform alike"], ours["above 50 % tickets win"]
     assert below.startswith("0.4: ") and "0.6: +" in above and above.endswith("different")
     assert (tmp_path / "report/figures/figure_9.png").is_file()
 
@@ -145,8 +145,10 @@ def test_robustness_shows_other_splits_calibration_and_flips_at_the_last_free_le
     write_report(tmp_path)
     table = pd.read_csv(tmp_path / "report" / "robustness.csv")
     assert table["split"].tolist() == ["validation_matched", "validation_mismatched"]
-    assert (table["sparsity"] == 0.4).all() and (table["calibration_error"] > table["calibration_error_dense"]).all()
-    assert (table["flipped"] > 0).all() and "At the essential sparsity" in (tmp_path / "report/index.html").read_text()
+    assert table["sparsity"].tolist() == [0.4, 0.4] and min(table["flipped"].tolist()) > 0
+    errors = zip(table["calibration_error_dense"].tolist(), table["calibration_error"].tolist())
+    assert all(before < after for before, after in errors)
+    assert "At the essential sparsity" in (tmp_path / "report/index.html").read_text()
 
 
 def test_a_plan_s_settings_are_summed_over_seeds_and_levels():

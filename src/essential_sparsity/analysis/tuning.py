@@ -33,13 +33,17 @@ class TunedRun(RunRecord):
         """Read the odd rows' predictions."""
         assert self.source is not None
         table = self.source.predictions()
-        rows = pd.DataFrame({name: table[name].to_numpy(zero_copy_only=False) for name in ("split", "row")})
-        return table.filter(pa.array(~is_even(rows).to_numpy()))
+        split, row = (table[name].to_numpy(zero_copy_only=False) for name in ("split", "row"))
+        return table.filter(pa.array(~is_even(split, row)))
 
 
-def is_even(rows: pd.DataFrame) -> pd.Series:
+def is_even(split: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Say which rows choose: every other of each split's ids in order, so that both halves see all of a file."""
-    return rows.groupby("split", observed=True)["row"].rank(method="dense") % 2 == 1
+    found = np.zeros(len(row), dtype=bool)
+    for name in set(split):
+        own = split == name
+        found[own] = np.unique(row[own], return_inverse=True)[1] % 2 == 0
+    return found
 
 
 def choose_tuned(records: Sequence[RunRecord]) -> list[RunRecord]:
@@ -98,8 +102,9 @@ def _value(record: RunRecord, *, even: bool) -> float:
         rows: pd.DataFrame = record.predictions().to_pandas()
     except (OSError, ValueError):
         return -np.inf
-    rows = rows[(rows["split"] == metrics["split"]) & (is_even(rows) == even)]
-    return metric_named(metrics["metric"]).value(rows)
+    split = rows["split"].to_numpy(dtype=object)
+    chosen = (split == metrics["split"]) & (is_even(split, rows["row"].to_numpy()) == even)
+    return metric_named(metrics["metric"]).value(rows.loc[chosen])
 
 
 def _told(record: RunRecord, factors: Factors) -> RunRecord:

@@ -106,7 +106,7 @@ def _stage_cost(config_text: str) -> dict[str, Any]:
 def _estimate(config: Mapping[str, Any], *, rate: float) -> dict[str, Any]:
     key = {name: config.get(name) for name in ("backbone", "data", "trainer")}
     found = dict(_estimate_parts(json.dumps(key, sort_keys=True, default=str)))
-    pruner = conf.instantiate(config["pruner"]) if config.get("pruner") else None
+    pruner: Any = conf.instantiate(config["pruner"]) if config.get("pruner") else None
     longer = pruner.num_trainings(config.get("sparsity")) if hasattr(pruner, "num_trainings") else 1
     return {**found, "seconds": found["operations"] * longer / rate}
 

@@ -44,7 +44,7 @@ def write_report(
     if not records:
         raise ValueError(f"{folder} holds no run: run the experiment first, or check name= and paths.outputs=")
     epsilon = _recorded(records, "epsilon") if epsilon is None else epsilon
-    rho = (_recorded(records, "rho") or 0.05) if rho is None else rho
+    rho = float(_recorded(records, "rho") or 0.05) if rho is None else rho
     curves = curves_from_runs(records)
     panels = make_panels(curves, records, epsilon=epsilon, rho=rho)
     results = [panel.record() for panel in panels]

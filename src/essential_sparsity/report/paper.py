@@ -159,10 +159,14 @@ def zeros_by_data(found: Found) -> list[Line]:
     if not path.is_file():
         return []
     fractions = {record.path.name: _fraction(record) for record in found.records}
-    last = pd.read_csv(path).groupby("run").last()
-    last = last[[run in fractions for run in last.index]]
-    means = last["relative"].groupby([fractions[str(run)] for run in last.index]).mean()
-    return [(f"{percent(float(str(f)))} of the data", f"{100 * v:.2f} % near zero") for f, v in means[::-1].items()]
+    shares: dict[float, list[float]] = defaultdict(list)
+    for run, own in pd.read_csv(path).groupby("run"):
+        if str(run) in fractions:
+            shares[fractions[str(run)]].append(own["relative"].tolist()[-1])
+    return [
+        (f"{percent(fraction)} of the data", f"{100 * float(np.mean(shares[fraction])):.2f} % near zero")
+        for fraction in sorted(shares, reverse=True)
+    ]
 
 
 def _fraction(record: RunRecord) -> float:

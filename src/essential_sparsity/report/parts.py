@@ -50,11 +50,11 @@ def _place(part: str) -> tuple[str, int, str]:
 
 def _size(panel: Panel, runs: Mapping[str, RunRecord]) -> float | None:
     """The part's share of all prunable weights: a pruned run's measured sparsity over the share that was asked for."""
-    for _, point in panel.curve.points[panel.curve.points["sparsity"] > 0].iterrows():
-        config = runs[str(point["run"])].config if str(point["run"]) in runs else {}
+    for run, level, measured in panel.curve.points[["run", "sparsity", "sparsity_measured"]].to_numpy():
+        config = runs[run].config if level and run in runs else {}
         share = ((config.get("pruner") or {}).get("allocation") or {}).get("share")
         if share:
-            return float(point["sparsity_measured"]) / float(share)
+            return float(measured) / float(share)
     return None
 
 

@@ -1,9 +1,11 @@
 """Pictures of where the smallest weights lie: every matrix as a small map (the paper's Figure 1)."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,24 +31,28 @@ class Places:
     """Where one model's smallest weights lie: layer, kind, num, num_pruned, height, width, tiles."""
 
     name: str
-    table: pd.DataFrame
+    lines: tuple[dict[str, Any], ...]
 
     @property
     def share(self) -> float:
         """Share of all prunable weights that goes."""
-        return float(self.table["num_pruned"].sum() / self.table["num"].sum())
+        return _share(self.lines)
 
-    def by(self, key: str) -> pd.Series:
+    def by(self, key: str) -> dict[Any, float]:
         """Share that goes per layer or kind, in the model's order."""
-        sums = self.table.groupby(key, sort=False)[["num_pruned", "num"]].sum()
-        return sums["num_pruned"] / sums["num"]
+        values = dict.fromkeys(line[key] for line in self.lines)
+        return {value: _share([line for line in self.lines if line[key] == value]) for value in values}
+
+
+def _share(lines: Sequence[Mapping[str, Any]]) -> float:
+    return sum(line["num_pruned"] for line in lines) / sum(line["num"] for line in lines)
 
 
 def read_places(records: Sequence[RunRecord]) -> list[Places]:
     """Read the places of measured models that have them."""
     tables = [(record, record.places()) for record in records]
     return [
-        Places(str(record.config.get("model") or record.path.name), table.to_pandas())
+        Places(str(record.config.get("model") or record.path.name), tuple(table.to_pylist()))
         for record, table in tables
         if table is not None
     ]
@@ -54,12 +60,12 @@ def read_places(records: Sequence[RunRecord]) -> list[Places]:
 
 def places_figure(found: Places) -> Figure:
     """A row per layer, a column per kind, a map per matrix; one scale from nothing to twice the model's share."""
-    kinds, layers = list(dict.fromkeys(found.table["kind"])), sorted(set(found.table["layer"]))
+    kinds, layers = list(found.by("kind")), sorted(found.by("layer"))
     figure = empty_figure(1.2 + 1.15 * len(kinds), 0.9 + 1.0 * len(layers))
     grid = figure.subplots(len(layers), len(kinds), squeeze=False)
     colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
     picture = None
-    for line in found.table.to_dict("records"):
+    for line in found.lines:
         axes = grid[layers.index(line["layer"]), kinds.index(line["kind"])]
         tiles = np.asarray(line["tiles"]).reshape(line["height"], line["width"])
         picture = axes.imshow(tiles, cmap=colours, vmin=0, vmax=min(1.0, 2 * found.share), aspect="auto")
@@ -76,14 +82,14 @@ def places_figure(found: Places) -> Figure:
     return figure
 
 
-def spread_of_tiles(found: Places) -> pd.Series:
+def spread_of_tiles(found: Places) -> dict[str, float]:
     """Standard deviation of tiles around their matrix's share, over what independent places would give, per kind."""
-    ratios = []
-    for line in found.table.to_dict("records"):
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for line in found.lines:
         tiles, share = np.asarray(line["tiles"]), line["num_pruned"] / line["num"]
         by_chance = np.sqrt(max(share * (1 - share), 1e-12) * len(tiles) / line["num"])
-        ratios.append(float(np.sqrt(np.mean((tiles - share) ** 2)) / by_chance))
-    return pd.Series(ratios).groupby(found.table["kind"].to_numpy(), sort=False).mean()
+        ratios[line["kind"]].append(float(np.sqrt(np.mean((tiles - share) ** 2)) / by_chance))
+    return {kind: float(np.mean(values)) for kind, values in ratios.items()}
 
 
 def places_section(found: Sequence[Places], out: Path) -> str:
@@ -91,8 +97,8 @@ def places_section(found: Sequence[Places], out: Path) -> str:
     if not found:
         return ""
     with atomic_path(out / "places.csv") as temporary:
-        parts = [each.table.drop(columns=["tiles"]).assign(model=each.name) for each in found]
-        pd.concat(parts).to_csv(temporary, index=False)
+        rows = [{"model": each.name, **line} for each in found for line in each.lines]
+        pd.DataFrame(rows).drop(columns="tiles").to_csv(temporary, index=False)
     text = ""
     for index, each in enumerate(found):
         with style.matplotlib_style():
@@ -101,7 +107,7 @@ def places_section(found: Sequence[Places], out: Path) -> str:
             figure.set_layout_engine("none")
             files = [save_figure(figure, out / "figures" / f"places-{index}.{suffix}") for suffix in ("svg", "png")]
         kinds, spread = each.by("kind"), spread_of_tiles(each)
-        lines = [[short_kind(str(kind)), percent(float(kinds[kind])), f"{spread[kind]:.1f} ×"] for kind in kinds.index]
+        lines = [[short_kind(kind), percent(share), f"{spread[kind]:.1f} ×"] for kind, share in kinds.items()]
         text += (
             f"<h3>{escape(each.name)}</h3><p class=lead>{escape(sentence(each))}</p>"
             f"{pictures_html({'places': files[0].read_bytes()})}"
@@ -115,8 +121,8 @@ def sentence(found: Places) -> str:
     ends = []
     for key in ("layer", "kind"):
         shares = found.by(key)
-        low, high = shares.idxmin(), shares.idxmax()
-        ends.append(f"by {key} from {percent(float(shares[low]))} ({low}) to {percent(float(shares[high]))} ({high})")
+        low, high = min(shares, key=lambda value: shares[value]), max(shares, key=lambda value: shares[value])
+        ends.append(f"by {key} from {percent(shares[low])} ({low}) to {percent(shares[high])} ({high})")
     return f"The smallest {percent(found.share)} of the weights: {'; '.join(ends)}."
 
 

@@ -231,7 +231,7 @@ def masks_section(out: Path) -> str:
         picture = save_figure(figure, out / "figures" / "masks.svg").read_bytes()
         save_figure(figure, out / "figures" / "masks.png")
     encoded = base64.b64encode(picture).decode()
-    pairs = table[(table["weight"] == "total") & table["contrast"].fillna("").ne("")]
+    pairs = table.loc[(table["weight"] == "total") & table["contrast"].fillna("").ne("").to_numpy()]
     return (
         "<section><h2>How alike are the masks?</h2>"
         f'<p><img style="max-width:100%" alt="masks" src="data:image/svg+xml;base64,{encoded}"></p>'

@@ -31,7 +31,7 @@ def _rows(masks: Masks, architecture: Architecture) -> Iterator[dict[str, Any]]:
     for name in masks:
         for kind, keep in fused_parts(name, masks[name], architecture).items():
             gone = (~keep).float()
-            side = [min(TILES, length) for length in gone.shape]
+            side = min(TILES, gone.shape[0]), min(TILES, gone.shape[1])
             tiles = adaptive_avg_pool2d(gone[None, None], side)[0, 0]
             yield {
                 "layer": layer_of(name), "kind": kind, "num": gone.numel(), "num_pruned": int((~keep).sum()),
