@@ -6,9 +6,7 @@ from essential_sparsity.runs import read_runs
 
 
 def test_a_grid_of_question_answering_is_one_command(command, tmp_path):
-    code, out, err = command(
-        "train -m name=squad data=squad scale=tiny sparsity=0.0,0.5 pruner=omp,wanda seed=0"
-    )
+    code, out, err = command("train -m name=squad data=squad scale=tiny sparsity=0.0,0.5 pruner=omp,wanda seed=0")
     assert code == 0, out + err
     records = read_runs(tmp_path / "outputs/squad-tiny")
     assert len(records) == 4 and all(record.finished for record in records)
