@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shutil
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -49,7 +50,7 @@ from essential_sparsity.preparation import (
 )
 from essential_sparsity.pruning import Masks, exact_sparsity, prunable_weights
 from essential_sparsity.pruning.lottery import OMP
-from essential_sparsity.runs import Run, atomic_folder
+from essential_sparsity.runs import ForeignRun, Run, atomic_folder
 from essential_sparsity.seeds import derive
 from essential_sparsity.tasks.optimization import token_steps
 from essential_sparsity.tasks.precision import ClippedBf16
@@ -124,10 +125,20 @@ def fit(
 
 
 def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)) -> Run:
-    """Finish a parent run, waiting for another process that is at it, and give it with its `model/`."""
+    """Finish a parent run, waiting for another process that is at it, and give it with its `model/`.
+
+    One that fails after it has begun leaves a failure.json of its own.
+    """
     run = as_run(parent["run"])
     with Run(run.path.with_name(f".{run.path.name}.wait")).lock(wait=True):
-        fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # one that is finished: checks its inputs
+        try:
+            fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # a finished one: checks its inputs
+        except Exception as error:
+            if (run.path / "run.json").is_file() and not isinstance(error, (BlockingIOError, ForeignRun)):
+                text = "".join(traceback.format_exception(error))
+                message, step = " ".join(str(error).split()), getattr(error, "step", None)
+                run.fail(kind=type(error).__name__, message=message, traceback=text, step=step)
+            raise
     return run
 
 

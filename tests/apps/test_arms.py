@@ -70,9 +70,12 @@ def test_an_unknown_arm_has_its_neighbour_named(command):
 
 
 def test_a_sweep_of_two_arms_shows_them_side_by_side_and_measures_their_weights_once(command, tmp_path):
-    code, out, err = command("train experiment=demo scale=tiny pruner=omp seed=0 sparsity=0.0,0.5")
+    code, out, err = command(
+        f"train {EXPERIMENT} scale=tiny pruner=omp seed=0 sparsity=0.0,0.5 arm=sl_plain,ssl data=cifar10 "
+        "data.part=second"
+    )
     assert code == 0, out + err
-    folder = tmp_path / "outputs/demo-tiny"
+    folder = tmp_path / "outputs/supervised_vs_self_supervised-tiny"
     parents = [r for r in read_runs(folder, include_parents=True) if r.path.parent.name == "parents"]
     assert {r.info["choices"]["arm"] for r in parents} == {"sl_plain", "ssl"}
     tables = {r.path: r.distribution() for r in parents}

@@ -44,6 +44,19 @@ def test_a_diverging_run_is_named_and_the_next_point_runs(command, tmp_path):
     assert record.failure["kind"] in ("FloatingPointError", "ValueError")
 
 
+def test_a_parent_that_fails_is_tried_once_a_sweep(command, tmp_path):
+    words = "train experiment=demo scale=tiny parent.optimizer.lr=1e30 sparsity=0.0,0.5 seed=0 pruner=omp"
+    for _ in range(2):  # the same command again tries it again
+        code, out, _ = command(words)
+        assert code == 1 and "2 points: 0 computed, 0 there already, 2 failed" in out
+        messages = sorted(run.failure["message"] for run in read_runs(tmp_path / "outputs/demo-tiny") if run.failure)
+        assert len(messages) == 2 and sum("failed in this sweep" in message for message in messages) == 1
+        (parent,) = (tmp_path / "outputs/demo-tiny/parents").glob("[!.]*/failure.json")
+        assert json.loads(parent.read_text())["kind"] in ("FloatingPointError", "ValueError")
+    code, out, _ = command(words.replace("1e30", "1e-3"))
+    assert code == 0 and "2 computed" in out
+
+
 def test_another_configuration_in_the_run_folder_is_refused(command, tmp_path):
     code, out, _ = command(f"{TINY} sparsity=0.3")
     assert code == 0 and "at sparsity 0.3" in out

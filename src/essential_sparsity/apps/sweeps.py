@@ -2,11 +2,12 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from essential_sparsity.apps.guard import Outcome, one_line
+from essential_sparsity.runs import Run, read_json
 
 
 class Progress:
@@ -16,6 +17,7 @@ class Progress:
         self.num_points, self.done, self.computed, self.seconds = 0, 0, 0, 0.0
         self.log: Path | None = None
         self.started = time.monotonic()
+        self.since = time.time()
 
     def begin(self, num_points: int) -> None:
         """Count a new sweep's points."""
@@ -56,6 +58,15 @@ def begin(config: Any, *, num_points: int, broken: Sequence[tuple[list[str], Exc
     progress.begin(num_points)
     for overrides, error in broken:
         outcomes.append(Outcome("failed", overrides, kind="ValueError", message=explain(error) or one_line(error)))
+
+
+def refuse_failed_parents(parents: Iterable[Run]) -> None:
+    """Raise ValueError where a parent has failed since this sweep began: it would fail for each point anew."""
+    for run in parents:
+        failure = run.path / "failure.json"
+        if progress.num_points > 1 and run.failed and failure.stat().st_mtime >= progress.since:
+            told = read_json(failure)
+            raise ValueError(f"its parent {run.path.name} failed in this sweep, {told['kind']}: {told['message']}")
 
 
 def conclude(config: Any, results: Sequence[Any]) -> None:

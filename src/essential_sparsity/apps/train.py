@@ -58,6 +58,7 @@ def point(asked: conf.Asked) -> Outcome:
 
     conf.quiet_lightning()
     nothing_to_do = run.finished and not (asked.config.get("save_model") and not run.model.is_dir())
+    sweeps.refuse_failed_parents(run for run, _ in asked.parents())
     started = time.monotonic()
     metrics = fit(**arguments(asked))
     status = "there" if nothing_to_do else "finished"
