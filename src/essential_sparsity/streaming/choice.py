@@ -17,7 +17,7 @@ from torch import Tensor
 
 from essential_sparsity.pruning import Architecture, Pruner
 from essential_sparsity.pruning.histogram import BINS, Piece, codes, count_bins, from_both_ends, pieces
-from essential_sparsity.pruning.rows import Runs
+from essential_sparsity.pruning.rows import Runs, longest_piece
 from essential_sparsity.pruning.scores import Score
 from essential_sparsity.pruning.thresholds import Competitors, Cut, PieceReader
 from essential_sparsity.streaming.stored import FlatWeight, StoredWeight
@@ -216,7 +216,10 @@ class ByWeight:
 
     def _is_read_whole(self, name: str) -> bool:
         runs = runs_of(self.pruner, {name: self.weights[name].shape}, self.architecture)
-        return runs is not None and max(stop - start for _, start, stop in runs[name].pieces(name)) > _LONG
+        return (
+            runs is not None
+            and max(stop - start for _, start, stop in runs[name].pieces(name, longest_piece("float32"))) > _LONG
+        )
 
     @property
     def num_ties(self) -> int:
