@@ -1,5 +1,7 @@
 """Reports of synthetic sweeps: whole, partial, failed; self-contained and harmless."""
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -14,7 +16,7 @@ import pytest
 from tests.analysis.synthetic_sweep import falls_early, open_run, write_sweep
 
 from essential_sparsity.report import write_report
-from essential_sparsity.report.document import _sweep_command
+from essential_sparsity.report.reproduce import sweep_command
 from essential_sparsity.report.tables import terminal_table
 from essential_sparsity.runs import read_runs
 
@@ -48,11 +50,16 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "report" / "essential_sparsity.json").read_text())
 
 
-def page_without_plotly(folder: Path) -> str:
-    """The page's own text: its longest script is plotly.js itself."""
+def page_text(folder: Path) -> str:
+    """What the page says: without its styles, its script and the packed data, plotly.js among them."""
     text = (folder / "report" / "index.html").read_text()
-    scripts = re.findall(r"<script>.*?</script>", text, flags=re.DOTALL)
-    return text.replace(max(scripts, key=len), "") if scripts else text
+    return re.sub(r"<(script|style)[^>]*>.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def plots_text(folder: Path) -> str:
+    """The interactive figures and the table of all runs, unpacked."""
+    (packed,) = re.findall(r'id="island-plots">([^<]*)<', (folder / "report" / "index.html").read_text())
+    return gzip.decompress(base64.b64decode(packed)).decode()
 
 
 def test_a_report_holds_the_files_of_the_contract(sweep: Path) -> None:
@@ -84,18 +91,20 @@ def test_curves_csv_has_a_line_per_run_curve_and_split(sweep: Path) -> None:
 
 
 def test_the_page_asks_no_network_for_anything(sweep: Path) -> None:
-    text = page_without_plotly(sweep)
+    text = page_text(sweep)
     assert "default-src 'none'" in text
-    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#|data:)", text)
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!#|data:|../../index.html)", text)
     assert "http:" not in text and "https:" not in text and "@import" not in text
 
 
 def test_the_first_screen_says_what_is_claimed_and_how_firmly(sweep: Path) -> None:
-    text = page_without_plotly(sweep)
-    for part in ("Validity", "What is counted", "Levels", "Reproduce", "More than the controls", "A/A",
+    text = page_text(sweep)
+    for part in ("Validity", "What is counted", "Levels", "Reproduce", "More than the controls",
                  "essential-sparsity train experiment=synthetic", "essential-sparsity report name=synthetic",
-                 "torch 2.15.0", "19.7 % of all 1,000,000 parameters"):  # fmt: skip
+                 "torch 2.15.0", "19.7 % of all 1,000,000 parameters", "model.safetensors", "ab" * 32,
+                 "<dt>seeds</dt><dd>0, 1, 2, 3, 4, 5</dd>", "<dd>0.0833 in 24 finished runs"):  # fmt: skip
         assert part in text, part
+    assert "A/A: dense of another seed" in plots_text(sweep)
     assert "bert_base on glue sst2 (validation accuracy)" in text
 
 
@@ -139,7 +148,7 @@ def test_a_partial_sweep_lists_its_missing_runs_and_averages_equal_seeds_only(tm
     (entry,) = write_report(tmp_path)
     assert entry["num_seeds"] == 3
     assert [line["sparsity"] for line in entry["levels"]] == [0.0, 0.2, 0.4, 0.6]
-    text = page_without_plotly(tmp_path)
+    text = page_text(tmp_path)
     assert "Missing runs" in text and "not started" in text and "not finished" in text
     assert "levels without all 3 paired seeds are drawn but not used: 0.8" in text
 
@@ -148,7 +157,7 @@ def test_a_folder_with_only_failures_gets_a_page_that_says_so(tmp_path: Path) ->
     run = open_run(tmp_path, sparsity=0.5, seed=0)
     run.fail(kind="ValueError", message="column 'sentense' is missing", traceback="", step=None)
     assert write_report(tmp_path) == []
-    text = page_without_plotly(tmp_path)
+    text = page_text(tmp_path)
     assert "No run has finished" in text and "failed: ValueError" in text and "sentense" in text
     assert terminal_table([]) == "No curve yet: no run has finished."
 
@@ -199,9 +208,9 @@ def test_names_from_runs_cannot_inject_anything(tmp_path: Path, no_figures: None
     run = open_run(tmp_path, sparsity=0.9, seed=0)
     run.fail(kind="ValueError", message=evil, traceback="", step=None)
     write_report(tmp_path, title=evil)
-    text = page_without_plotly(tmp_path)
+    text = page_text(tmp_path)
     assert "<img" not in text
-    assert text.count("</script>") <= 1
+    assert "</script>" not in text and "<img" not in (tmp_path / "report/index.html").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
@@ -210,7 +219,7 @@ def test_mixed_versions_of_the_code_are_said(tmp_path: Path, no_figures: None) -
     path = read_runs(tmp_path)[0].path / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "git": "fedc987"}))
     write_report(tmp_path)
-    assert "2 versions made these runs" in page_without_plotly(tmp_path)
+    assert "2 versions made these runs" in page_text(tmp_path)
 
 
 def test_runs_that_record_less_still_make_a_report(tmp_path: Path, no_figures: None) -> None:
@@ -225,14 +234,14 @@ def test_runs_that_record_less_still_make_a_report(tmp_path: Path, no_figures: N
         (record.path / "run.json").write_text(json.dumps({"config": record.config}))
     (entry,) = write_report(tmp_path)
     assert [line["share_of_all_parameters"] for line in entry["levels"]] == [None, None]
-    assert "Where the zeros lie" not in page_without_plotly(tmp_path)
+    assert "Where the zeros lie" not in page_text(tmp_path)
 
 
 def test_the_sweeps_command_is_what_its_runs_commands_share() -> None:
     commands = [f"essential-sparsity train sparsity={s} experiment=demo data.subset=rte" for s in (0.0, 0.5)]
-    assert _sweep_command(commands) == "essential-sparsity train experiment=demo data.subset=rte"
-    assert _sweep_command([command.replace("experiment=demo ", "") for command in commands]) == ""
-    assert _sweep_command(commands[:1]) == commands[0]
+    assert sweep_command(commands) == "essential-sparsity train experiment=demo data.subset=rte"
+    assert sweep_command([command.replace("experiment=demo ", "") for command in commands]) == ""
+    assert sweep_command(commands[:1]) == commands[0]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
@@ -258,13 +267,37 @@ def test_report_imports_and_runs_without_torch(sweep: Path, tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": source, "PATH": "", "HOME": "/tmp"})
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: the page is not drawn here")
-def test_the_page_draws_its_figures_in_a_browser_from_disk(sweep: Path, tmp_path: Path) -> None:
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}",
-             "--virtual-time-budget=20000", "--dump-dom"]  # fmt: skip
-    url = (sweep / "report" / "index.html").as_uri()
-    done = subprocess.run(["chromium", *flags, url], capture_output=True, text=True, timeout=120, check=True)
-    drawn = re.findall(r'<div id="(\w+)-\d" class="js-plotly-plot"', done.stdout)
-    assert sorted(drawn) == sorted(["curve", "loss", "layers", "sensitivity", "training"] * 2)
-    assert "main-svg" in done.stdout
+def test_every_figure_is_there_for_one_column_and_for_two(sweep: Path) -> None:
+    wide, narrow = (
+        {path.name: path for path in (sweep / "report" / folder).glob("*.svg")}
+        for folder in ("figures", "figures_one_column")
+    )
+    assert wide.keys() == narrow.keys() and len(wide) == 8
+    for name in wide:
+        widths = [float(ET.parse(files[name]).getroot().attrib["width"].removesuffix("pt")) for files in (wide, narrow)]
+        assert widths[0] <= 6.75 * 72 and widths[1] <= 3.25 * 72 and narrow[name].with_suffix(".png").is_file()
+    curve = next(path for name, path in wide.items() if name.startswith("curve"))
+    assert ET.parse(curve).getroot().attrib["width"] == "486pt"
+
+
+def test_tables_are_files_in_latex(sweep: Path) -> None:
+    names = {path.name for path in (sweep / "report" / "tables").iterdir()}
+    assert {"curves.tex", "levels-00.tex", "levels-01.tex", "excess-00.tex", "versions.tex", "inputs.tex"} <= names
+    text = (sweep / "report" / "tables" / "levels-00.tex").read_text()
+    assert text.startswith("\\begin{tabular}{r") and "\\toprule" in text and "\\bottomrule" in text
+    assert "of all parameters" in text and r"\%" in text and "_" not in text.replace(r"\_", "")
+
+
+def test_a_search_for_the_turn_is_shown_with_the_levels_that_it_visited(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,))
+    line = {"sparsity": 0.5, "num_seeds": 2, "value": 0.84, "difference": -0.01, "low": -0.02, "high": 0.0,
+            "verdict": "open"}  # fmt: skip
+    found = {"label": "<rte>", "metric": "accuracy", "statement": "essential sparsity 0.41 <here>", "num_runs": 9,
+             "budget": 40, "num_failed": 1, "tolerance": 0.01, "confidence": 0.95, "levels": [line]}  # fmt: skip
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "turning_point.json").write_text(json.dumps([found]))
+    write_report(tmp_path)
+    text = page_text(tmp_path)
+    assert "essential sparsity 0.41 &lt;here&gt;" in text and "&lt;rte&gt;" in text
+    assert "9 of at most 40 runs, 1 failed, tolerance 0.01" in text and "-0.0200 … +0.0000" in text
+    assert (tmp_path / "report" / "tables" / "turning-point-00.tex").is_file()

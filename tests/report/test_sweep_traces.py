@@ -53,7 +53,7 @@ def test_every_recorded_run_and_parent_is_there(sweep: Path, tmp_path: Path) -> 
     assert "Abrupt sparsification in 3 of 6 pre-trainings." in html and "say nothing of the setting" not in html
     assert "data.fraction=0.6" in html
     assert "550 (500 to 600)" in html
-    assert html.count("data:image/svg+xml;base64,") == 4
+    assert html.count("<img alt=") == 4 and html.count("data:image/svg+xml;base64,") == 8  # one column, two
     entries = json.loads((out / "change_points.json").read_text())
     assert {(e["setting"], e["seed"]): e["step"] for e in entries if e["status"] == "abrupt"} == {
         ("data.fraction=1.0", 0): 500, ("data.fraction=1.0", 1): 550, ("data.fraction=1.0", 2): 600,

@@ -29,6 +29,7 @@ class Metric:
     higher_is_better: bool = True
     epsilon: float = 0.01
     beside: tuple[str, ...] = ()  # metrics of the same rows that are reported with it
+    label: str = ""  # what its value is called where people read it; default: the name
 
     def value(self, rows: pd.DataFrame) -> float:
         """Value of the metric on these rows; raises ValueError on no rows, a lacking column or a non-finite number."""
@@ -51,6 +52,11 @@ def metric_named(name: str) -> Metric:
     near = difflib.get_close_matches(str(name), METRICS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(METRICS)}"
     raise ValueError(f"metric={name!r} is unknown: {hint}")
+
+
+def spoken(name: str) -> str:
+    """What a metric's value is called where people read it: `perplexity` is judged as −ln(perplexity)."""
+    return METRICS[name].label or name if name in METRICS else name
 
 
 def _columns(rows: pd.DataFrame, *names: str) -> list[NDArray]:
@@ -204,7 +210,7 @@ METRICS: dict[str, Metric] = {
         Metric("pearson", _pairs, _pearson, _zero),
         Metric("spearman", _pairs, _spearman, _zero),
         Metric("score", _column("score"), _mean, _undefined, is_row_mean=True),  # of lm-eval, in its own units
-        Metric("perplexity", _likelihoods, _log_perplexity, _undefined),
+        Metric("perplexity", _likelihoods, _log_perplexity, _undefined, label="−ln(perplexity)"),
         Metric("exact_match", _column("exact_match"), _mean, _zero, is_row_mean=True),
         Metric("squad_f1", _column("f1"), _mean, _zero, is_row_mean=True, beside=("exact_match",)),
         Metric("parsed_share", _column("parsed"), _mean, _zero, is_row_mean=True),

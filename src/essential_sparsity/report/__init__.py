@@ -9,21 +9,23 @@ from essential_sparsity.analysis import curves_from_runs
 from essential_sparsity.report.budgets import budgets_section, read_arms
 from essential_sparsity.report.contrast import contrast_section, side_by_side
 from essential_sparsity.report.distribution import distribution_section, read_distributions
-from essential_sparsity.report.document import page
+from essential_sparsity.report.document import write_document
 from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
-from essential_sparsity.report.interactive import Plot
 from essential_sparsity.report.panels import Panel, make_panels
 from essential_sparsity.report.paper import Found, paper_section
 from essential_sparsity.report.paper_figures import paper_picture
 from essential_sparsity.report.parts import parts_section
 from essential_sparsity.report.robustness import robustness_section
 from essential_sparsity.report.similarity import masks_section
+from essential_sparsity.report.site import write_index, write_summary
+from essential_sparsity.report.skeleton import Plot
 from essential_sparsity.report.sweep_traces import traces_section
 from essential_sparsity.report.tables import curves_table
+from essential_sparsity.report.turning_point import turning_section
 from essential_sparsity.runs import RunRecord, atomic_path, read_runs, write_json
 
-__all__ = ["write_report"]
+__all__ = ["write_index", "write_report"]
 
 
 def write_report(
@@ -31,7 +33,8 @@ def write_report(
 ) -> list[dict[str, Any]]:
     """Write `folder/report/` from the runs in `folder` and give the entries of its essential_sparsity.json.
 
-    index.html, curves.csv, essential_sparsity.json, figures/, equivalence.csv where pruners stand side by side,
+    index.html, summary.json for the index of all experiments, curves.csv, essential_sparsity.json, tables/ (LaTeX),
+    figures/ for two columns, figures_one_column/, equivalence.csv where pruners stand side by side,
     paper.csv where a figure is named, parts.csv where parts were pruned alone, robustness.csv where it is asked for,
     contrasts.json, budgets.csv, matched.csv and distribution.csv where pre-trainings do, and traces.csv and
     change_points.json where runs or their parents recorded a sparsity trace.
@@ -51,9 +54,8 @@ def write_report(
     out = folder / "report"
     names = [_file_name(panel, i) for i, panel in enumerate(panels)]
     for panel, name in zip(panels, names):
-        if panel.is_dense_only:
-            continue
-        write_figures(panel, out / "figures", name)
+        if not panel.is_dense_only:
+            write_figures(panel, out / "figures", name)
     write_json(out / "essential_sparsity.json", results)
     with atomic_path(out / "curves.csv") as temporary:
         curves_table(curves).to_csv(temporary, index=False)
@@ -65,18 +67,11 @@ def write_report(
     arms = arms_sections(panels, every, out, plots)
     traces = traces_section(every, out)
     first = first_sections(panels, every, out, settings=lambda key: _recorded(records, key))
-    with atomic_path(out / "index.html") as temporary:
-        name = str(records[0].info.get("name") or folder.name)
-        text = page(
-            title or name,
-            panels,
-            records,
-            name=folder.name,
-            traces=traces,
-            arms=(first + arms[0], arms[1]),
-            plots=plots,
-        )
-        temporary.write_text(text, encoding="utf-8")
+    title = title or str(records[0].info.get("name") or folder.name)
+    before = turning_section(out) + first + arms[0]
+    write_document(out, title, panels, every, traces=traces, arms=(before, arms[1]), plots=plots, figures=names)
+    sentences = [str(result["sentence"]) for result in results]
+    write_summary(out, title=title, kind="sweep", sentences=sentences, records=every, panels=panels)
     return results
 
 

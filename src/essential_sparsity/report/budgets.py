@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from essential_sparsity.analysis import SparsityTrace
 from essential_sparsity.analysis.contrast import COLUMNS, MATCHES, Contrast, Pretraining, matched
@@ -15,10 +17,16 @@ from essential_sparsity.analysis.grouping import ARM
 from essential_sparsity.analysis.levels import finite
 from essential_sparsity.report import style
 from essential_sparsity.report.contrast import REFERENCES, Sides, arm_pairs
-from essential_sparsity.report.figures import empty_figure, save_figure
+from essential_sparsity.report.drawing import (
+    Picture,
+    empty_figure,
+    legend_below,
+    pictures_html,
+    plot_grid,
+    write_picture,
+)
 from essential_sparsity.report.panels import percent
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, atomic_path, run_id
 from essential_sparsity.traces import has_trace
 
@@ -197,7 +205,8 @@ def budgets_section(arms: Sequence[ArmRun], sides: Sequence[Sides], out: Path) -
             table.to_csv(temporary, index=False)
         for arm in dict.fromkeys(table["arm"]):
             parts.append(f"<h3>{escape(str(arm))}, budgets made equal</h3>")
-            parts.append(html_table(*matched_rows(table, str(arm), sides)))
+            header, lines = matched_rows(table, str(arm), sides)
+            parts.append(saved_table(out, f"matched-{arm}", header, lines, caption="Budgets made equal", in_order=True))
     broken = [each for each in arms if each.state == "failed"]
     told = "".join(
         f"<li><b>{escape(each.arm)}, pre-training seed {each.seed}, failed</b>: {escape(each.message)}</li>"
@@ -205,7 +214,8 @@ def budgets_section(arms: Sequence[ArmRun], sides: Sequence[Sides], out: Path) -
     )
     return (
         f"<section><h2>Objective, not budget</h2>{f'<ul>{told}</ul>' if told else ''}"
-        f"{html_table(*budget_rows(arms))}{_probe_picture(arms, out)}{''.join(parts)}"
+        f"{saved_table(out, 'budgets', *budget_rows(arms), caption='Every pre-training')}"
+        f"{pictures_html([_probe_picture(arms, out)])}{''.join(parts)}"
         f"<p class=note>{escape(NOTE)}</p></section>"
     )
 
@@ -231,31 +241,30 @@ def _form(value: Any, form: str) -> str:
     return "–" if value is None or pd.isna(value) else form.format(value)
 
 
-def _probe_picture(arms: Sequence[ArmRun], out: Path) -> str:
-    """Draw probe accuracies against images and FLOPs, and near zero against k-NN accuracy; nothing without probes."""
+def _probe_picture(arms: Sequence[ArmRun], out: Path) -> Picture | None:
+    """Write the figure of probe accuracies; nothing without probes."""
     probed = [each for each in arms if len(each.probes)]
-    if not probed:
-        return ""
-    with style.matplotlib_style():
-        figure = empty_figure(10, 3.2)
-        columns = figure.subplots(1, 3)
-        colours = {arm: style.CURVE if i == 0 else style.control_colour(i - 1)
-                   for i, arm in enumerate(dict.fromkeys(each.arm for each in probed))}  # fmt: skip
-        for each in probed:
-            first = each.seed == min(other.seed for other in probed if other.arm == each.arm)
-            _draw_probes(columns, each, colours[each.arm], each.arm if first else "")
-        for axes, x, y in zip(
-            columns,
-            ("images seen", "training FLOPs", "k-NN accuracy"),
-            ("k-NN accuracy (dashed: linear)", "k-NN accuracy", "near zero, % of the weights"),
-        ):
-            axes.set(xlabel=x, ylabel=y)
-        handles, labels = columns[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        files = [save_figure(figure, out / "figures" / f"probes.{suffix}") for suffix in ("svg", "png")]
-    return pictures_html({"probes": files[0].read_bytes()})
+    alt = "Probe accuracies against images and FLOPs, and weights near zero against k-NN accuracy"
+    return write_picture(partial(probe_figure, probed), out / "figures" / "probes", alt=alt) if probed else None
+
+
+def probe_figure(probed: Sequence[ArmRun]) -> Figure:
+    """Probe accuracies against images and FLOPs, and near zero against k-NN accuracy, a colour per arm."""
+    figure = empty_figure(style.TWO_COLUMNS, 2.0)
+    columns = plot_grid(figure, 3)
+    colours = {arm: style.CURVE if i == 0 else style.control_colour(i - 1)
+               for i, arm in enumerate(dict.fromkeys(each.arm for each in probed))}  # fmt: skip
+    for each in probed:
+        first = each.seed == min(other.seed for other in probed if other.arm == each.arm)
+        _draw_probes(columns, each, colours[each.arm], each.arm if first else "")
+    for axes, x, y in zip(
+        columns,
+        ("images seen", "training FLOPs", "k-NN accuracy"),
+        ("k-NN accuracy (dashed: linear)", "k-NN accuracy", "near zero, % of the weights"),
+    ):
+        axes.set(xlabel=x, ylabel=y)
+    legend_below(figure, *columns[0].get_legend_handles_labels())
+    return figure
 
 
 def _draw_probes(columns: Any, each: ArmRun, colour: str, label: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from matplotlib.figure import Figure
 from essential_sparsity.analysis import Excess, essential_sparsity_excess
 from essential_sparsity.analysis.contrast import Contrast, Replica, contrast, replicate_crossings
 from essential_sparsity.analysis.grouping import ARM, frozen
+from essential_sparsity.analysis.metrics import spoken
 from essential_sparsity.report import interactive, style
-from essential_sparsity.report.figures import empty_figure, save_figure
+from essential_sparsity.report.drawing import empty_figure, legend_below, plot_grid, write_picture
 from essential_sparsity.report.panels import Panel, is_control, percent, points
-from essential_sparsity.report.tables import html_table
+from essential_sparsity.report.skeleton import Plot, plot_box
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, write_json
 
 REFERENCES = ("sl_matched", "sl_standard", "sl_plain", "sl_flops", "sl_probe")
@@ -123,7 +126,7 @@ def _title(panel: Panel, rest: Mapping[str, Any]) -> str:
     data = " ".join(part for part in (about.get("data"), about.get("subset")) if part) or panel.title
     told = [f"{key}={value}" for key, value in rest.items() if key not in ("data", "data.subset", "split")]
     told = [text for text in told if text != "pruner=omp"]
-    return ", ".join([data, *told[:2], f"{panel.result.split} {panel.result.metric}"])
+    return ", ".join([data, *told[:2], f"{panel.result.split} {spoken(panel.result.metric)}"])
 
 
 def _origins(panel: Panel, runs: Mapping[str, RunRecord]) -> dict[int, int]:
@@ -230,7 +233,7 @@ METHOD = (
 )
 
 
-def contrast_section(sides: Sequence[Sides], out: Path, plots: dict[str, interactive.Plot]) -> str:
+def contrast_section(sides: Sequence[Sides], out: Path, plots: dict[str, Plot]) -> str:
     """Write `out/contrasts.json` and figures; give the section of arms side by side, empty where there are none."""
     if not sides:
         return ""
@@ -238,16 +241,18 @@ def contrast_section(sides: Sequence[Sides], out: Path, plots: dict[str, interac
     parts = []
     for index, each in enumerate(sides):
         shown = {arm: panels[0] for arm, panels in each.panels.items()}
-        plots[f"arms-{index}"] = interactive.arms_plot(shown, title="Every run, means and their 95 % intervals")
-        _write_figure(each, out / "figures" / f"arms-{index}-{re.sub(r'[^a-z0-9_]+', '_', each.title)[:50]}")
+        figure = f"arms-{index}-{re.sub(r'[^a-z0-9_]+', '_', each.title)[:50]}"
+        alt = f"{each.title} against sparsity, a curve per {each.key}; beside it the paired losses"
+        write_picture(partial(arms_figure, each), out / "figures" / figure, alt=alt)
+        plot = interactive.arms_plot(shown, title="Every run, means and their 95 % intervals")
+        box = plot_box(f"arms-{index}", plots, plot, out=out, figure=figure)
         told = "".join(f"<li>{escape(line)}</li>" for line in sentences(each))
-        differences = html_table(*contrast_rows(each.contrasts())) if each.key == ARM else ""
+        header, lines = contrast_rows(each.contrasts()) if each.key == ARM else ([], [])
+        differences = saved_table(out, f"contrasts-{index}", header, lines, caption=f"Differences, {each.title}")
+        drops = saved_table(out, f"drops-{index}", *drop_rows(each), caption=f"Drops, {each.title}")
         several = [arm for arm, panels in each.panels.items() if len(panels) > 1]
         note = "<p class=note>Drawn: the first pre-training seed of each arm.</p>" if several else ""
-        parts.append(
-            f"<h3>{escape(each.title)}</h3><ul>{told}</ul><div id='arms-{index}'></div>{note}"
-            f"{differences}{html_table(*drop_rows(each))}"
-        )
+        parts.append(f"<h3>{escape(each.title)}</h3><ul>{told}</ul>{box}{note}{differences}{drops}")
     what = "Arms side by side" if sides[0].key == ARM else "Models side by side"
     return f"<section><h2>{what}</h2>{''.join(parts)}<p class=note>{escape(METHOD)}</p></section>"
 
@@ -262,30 +267,22 @@ def _record(sides: Sides) -> dict[str, Any]:
     return {**plain, "differences": differences, "floor": sides.floor, "differences_above_floor": at_floor}
 
 
-def _write_figure(sides: Sides, path: Path) -> None:
-    with style.matplotlib_style():
-        figure = arms_figure(sides)
-        for suffix in ("svg", "png"):
-            save_figure(figure, path.with_name(f"{path.name}.{suffix}"))
-
-
 def arms_figure(sides: Sides) -> Figure:
     """The metric against sparsity of every arm, runs as dots and intervals as bands; beside it the paired losses."""
-    figure = empty_figure(10, 4)
-    left, right = figure.subplots(1, 2)
+    figure = empty_figure(style.TWO_COLUMNS, 2.3)
+    left, right = plot_grid(figure, 2)
     for index, (arm, panels) in enumerate(sides.panels.items()):
         colour = style.CURVE if index == 0 else style.control_colour(index - 1)
         result, runs = panels[0].result, panels[0].curve.points
-        left.plot(runs["sparsity"], runs["value"], "o", ms=3, color=colour, alpha=0.5, mew=0)
+        left.plot(runs["sparsity"], runs["value"], "o", ms=2.5, color=colour, alpha=0.5, mew=0)
         x = [line["sparsity"] for line in result.levels]
         low, mean, high = ([line[name] for line in result.levels] for name in ("low", "difference", "high"))
         for axes, offset in ((left, result.dense or 0.0), (right, 0.0)):
-            axes.plot(x, [offset + value for value in mean], color=colour, lw=1.6, label=arm)
+            axes.plot(x, [offset + value for value in mean], color=colour, lw=1.3, label=arm)
             axes.fill_between(x, [offset + v for v in low], [offset + v for v in high], color=colour, alpha=0.13, lw=0)
     right.axhspan(-sides.epsilon, 0, color=style.BAND, alpha=0.15, lw=0)
     right.set_ylim(-6 * sides.epsilon, 3 * sides.epsilon)
     left.set(xlabel="sparsity of the prunable weights", ylabel=sides.title.split()[-1], xlim=(-0.02, 1))
     right.set(xlabel="sparsity of the prunable weights", ylabel="paired difference to dense", xlim=(-0.02, 1))
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure

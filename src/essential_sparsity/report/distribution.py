@@ -1,11 +1,10 @@
 """Layer-wise pictures of weights: ridges per layer and kind under three scalings, and zeros per layer (Figure 7)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,12 +15,22 @@ from essential_sparsity.analysis.distribution import (
     distribution_table,
 )
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
+from essential_sparsity.report.drawing import (
+    Draw,
+    Picture,
+    empty_figure,
+    legend_below,
+    pictures_html,
+    plot_grid,
+    write_picture,
+)
+from essential_sparsity.report.figures import short_kind
 from essential_sparsity.report.paper import paper_table
 from essential_sparsity.report.places import Places, place_lines, places_section, read_places
-from essential_sparsity.report.similarity import POLICY
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.report.reproduce import reproduce_section
+from essential_sparsity.report.site import write_summary
+from essential_sparsity.report.skeleton import write_page
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, atomic_path
 
 REACH = {"rms": (-3.2, 3.2), "standard": (-3.2, 3.2), "min-max": (0.0, 1.0)}
@@ -49,35 +58,29 @@ def read_distributions(records: Sequence[RunRecord], names: Sequence[str] | None
 
 def write_distribution_figures(
     found: Sequence[WeightDistribution], folder: Path, *, scalings: Sequence[str] = SCALINGS
-) -> dict[str, bytes]:
-    """Write ridges per scaling and zeros per layer as SVG and PNG; give the SVGs by kind."""
-    drawings: dict[str, Callable[[], Figure]] = {
-        **{f"ridges-{scaling}": partial(ridge_figure, found, scaling) for scaling in scalings},
-        "zeros": partial(zeros_figure, found),
+) -> dict[str, Picture]:
+    """Write ridges per scaling and zeros per layer under `folder`, which lies in a `figures`; give them by kind."""
+    words = "Densities of the weights, a ridge per layer, a plot per kind of matrix, scaled: {}"
+    drawings: dict[str, tuple[Draw, str]] = {
+        **{f"ridges-{s}": (partial(ridge_figure, found, s), words.format(AXIS[s])) for s in scalings},
+        "zeros": (partial(zeros_figure, found), "Share of weights near zero by layer, all kinds and kind by kind"),
     }
-    pictures = {}
-    with style.matplotlib_style():
-        for kind, draw in drawings.items():
-            figure = draw()
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for both files
-            files = [save_figure(figure, folder / f"{kind}.{suffix}") for suffix in ("svg", "png")]
-            pictures[kind] = files[0].read_bytes()
-    return pictures
+    pictures = {kind: write_picture(draw, folder / kind, alt=alt) for kind, (draw, alt) in drawings.items()}
+    return {kind: picture for kind, picture in pictures.items() if picture is not None}
 
 
 def ridge_figure(found: Sequence[WeightDistribution], scaling: str) -> Figure:
     """Density of the scaled weights: a column per kind, a ridge per layer (the first on top), a colour per model."""
     kinds, layers = _all_kinds(found), sorted({layer for each in found for layer in each.layers})
-    figure = empty_figure(1.0 + 1.9 * len(kinds), 1.4 + 0.42 * len(layers))
-    columns = np.atleast_1d(figure.subplots(1, len(kinds), sharex=True, sharey=True))
+    figure = empty_figure(style.TWO_COLUMNS, 0.7 + 0.2 * len(layers))
+    columns = plot_grid(figure, len(kinds), least=0.95, sharex=True, sharey=True)
     for axes, kind in zip(columns, kinds):
         _draw_ridges(axes, found, scaling, kind, layers)
-        axes.set_title(short_kind(kind), fontsize=9)
+        axes.set_title(short_kind(kind))
     columns[0].set_yticks([-index for index in range(len(layers))], [str(layer) for layer in layers])
     columns[0].set_ylabel("layer")
-    figure.supxlabel(AXIS[scaling], fontsize=9)
-    _legend(figure, columns[0])
+    figure.suptitle(AXIS[scaling])  # the legend stands below
+    legend_below(figure, *columns[0].get_legend_handles_labels())
     return figure
 
 
@@ -93,7 +96,7 @@ def _draw_ridges(
             middles, heights = (edges[1:] + edges[:-1]) / 2, 1.5 * density / max(density.max(), 1e-12)
             colour, label = _colour(number), each.name if index == 0 else None
             axes.fill_between(middles, -index, heights - index, color=colour, alpha=0.18, lw=0, zorder=index)
-            axes.plot(middles, heights - index, color=colour, lw=0.9, label=label, zorder=index)
+            axes.plot(middles, heights - index, color=colour, lw=0.7, label=label, zorder=index)
             if scaling == "min-max":
                 zero = each.zero(scaling, layer=layer, kind=kind)
                 axes.plot([zero, zero], [-index - 0.12, -index + 0.12], color=colour, lw=1.4, zorder=index)
@@ -104,8 +107,8 @@ def _draw_ridges(
 def zeros_figure(found: Sequence[WeightDistribution]) -> Figure:
     """Share near zero per layer: all kinds together first, then kind by kind; the Gaussian's as a dotted line."""
     kinds = _all_kinds(found)
-    figure = empty_figure(2.2 * (len(kinds) + 1), 2.9)
-    columns = np.atleast_1d(figure.subplots(1, len(kinds) + 1, sharey=True))
+    figure = empty_figure(style.TWO_COLUMNS, 1.7)
+    columns = plot_grid(figure, len(kinds) + 1, least=1.5, sharey=True)
     for axes, kind in zip(columns, ["all", *kinds]):
         for number, each in enumerate(found):
             shares = each.shares("layer") if kind == "all" else each.shares("kind", "layer")
@@ -113,12 +116,12 @@ def zeros_figure(found: Sequence[WeightDistribution]) -> Figure:
                 if kind not in each.kinds:
                     continue
                 shares = shares.loc[kind]
-            axes.plot(shares.index, 100 * shares.to_numpy(float), "o-", ms=3, color=_colour(number), label=each.name)
+            axes.plot(shares.index, 100 * shares.to_numpy(float), "o-", ms=2, color=_colour(number), label=each.name)
         axes.axhline(100 * GAUSSIAN_NEAR_ZERO, color=style.MUTED, ls=":", label="Gaussian")
-        axes.set_title("all kinds" if kind == "all" else short_kind(kind), fontsize=9)
+        axes.set_title("all kinds" if kind == "all" else short_kind(kind))
         axes.set_xlabel("layer")
     columns[0].set_ylabel("near zero, % of the weights")
-    _legend(figure, columns[0])
+    legend_below(figure, *columns[0].get_legend_handles_labels())
     return figure
 
 
@@ -128,11 +131,6 @@ def _all_kinds(found: Sequence[WeightDistribution]) -> list[str]:
 
 def _colour(number: int) -> str:
     return style.CURVE if number == 0 else style.control_colour(number - 1)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(5, len(labels))))
 
 
 # --- page -------------------------------------------------------------------------------------------------------------
@@ -169,12 +167,13 @@ def distribution_section(found: Sequence[WeightDistribution], out: Path, *, note
     with atomic_path(out / "distribution.csv") as temporary:
         distribution_table(found).to_csv(temporary, index=False)
     pictures = write_distribution_figures(found, out / "figures" / "distribution")
-    shown = {kind: pictures[kind] for kind in ("ridges-rms", "zeros")}
-    others = {kind: picture for kind, picture in pictures.items() if kind not in shown}
+    shown = [pictures[kind] for kind in ("ridges-rms", "zeros")]
+    others = [picture for picture in pictures.values() if picture not in shown]
+    table = saved_table(out, "distribution", *share_rows(found), caption="Shares near zero")
     return (
         f"<section><h2>Weights, layer by layer</h2><p class=lead>{escape(sentence(found))}</p>"
         f"{pictures_html(shown)}<details><summary>under standard and min-max scaling</summary>{pictures_html(others)}"
-        f"</details>{html_table(*share_rows(found))}<p class=note>{escape(f'{note} {METHOD}'.strip())}</p></section>"
+        f"</details>{table}<p class=note>{escape(f'{note} {METHOD}'.strip())}</p></section>"
     )
 
 
@@ -206,23 +205,14 @@ def _paper(figure: str | None, found: Sequence[WeightDistribution], places: Sequ
 
 
 def write_distribution_page(records: Sequence[RunRecord], out: Path) -> list[WeightDistribution]:
-    """Write `out/index.html`, `distribution.csv`, `places.csv` and figures of models that were only measured."""
+    """Write `out/index.html`, `distribution.csv`, `places.csv`, tables and figures of models only measured."""
     records = sorted(records, key=lambda record: str(record.info.get("created")))  # as they were named
     found, places = read_distributions(records), read_places(records)
     paper = _paper((records[-1].config.get("report") or {}).get("paper"), found, places, out)
     title = str(records[0].info.get("name") or out.parent.name)
     section = paper + places_section(places, out) + distribution_section(found, out)
-    inputs = [[str(record.config.get("model")), key, value]
-              for record in records for key, value in (record.info.get("inputs") or {}).items()]  # fmt: skip
-    command = str(records[0].info.get("command") or "")
-    with atomic_path(out / "index.html") as temporary:
-        temporary.write_text(
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
-            f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
-            f"<p class=sub>{len(found)} models, one checkpoint each: what is said is said of these checkpoints</p>"
-            f"{section}<section><h2>Reproduce</h2><pre>{escape(command)}</pre>"
-            f"{html_table(['model', 'input', 'sha256'], inputs)}</section></main></body></html>\n",
-            encoding="utf-8",
-        )
+    about = f"{len(found)} models, one checkpoint each: what is said is said of these checkpoints"
+    body = f"<h1>{escape(title)}</h1><p class=sub>{about}</p>{section}{reproduce_section(records, out)}"
+    write_page(out / "index.html", title, body)
+    write_summary(out, title=title, kind="models", sentences=[sentence(found)], records=records)
     return found

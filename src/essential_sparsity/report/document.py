@@ -1,64 +1,55 @@
-"""The page: one self-contained HTML file that opens from disk and asks no network for anything."""
+"""The page of an experiment: claim, curve, validity and denominator of every curve, then tables and what was run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
-from essential_sparsity.report import interactive, style, tables
+from essential_sparsity.analysis.metrics import spoken
+from essential_sparsity.report import interactive, tables
+from essential_sparsity.report.all_runs import all_runs_section, runs_content
 from essential_sparsity.report.panels import Panel, percent, points, sentence
+from essential_sparsity.report.reproduce import count_versions, reproduce_section
+from essential_sparsity.report.skeleton import Plot, facets_of, filters, plot_box, write_page
 from essential_sparsity.report.validity import Check, validity, worst
 from essential_sparsity.runs import RunRecord
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-
-DRAW = """
-for (const [id, plot] of Object.entries(plots)) {
-  Plotly.newPlot(id, plot.data, plot.layout, {responsive: true, displaylogo: false, displayModeBar: 'hover',
-    showTips: false, modeBarButtonsToRemove: ['lasso2d', 'select2d', 'autoScale2d']});
-}
-"""
+MANY = 4
+"""Curves from which their table comes first."""
 
 
-def page(
+def write_document(
+    out: Path,
     title: str,
     panels: Sequence[Panel],
     records: Sequence[RunRecord],
     *,
-    name: str,
     traces: str = "",
     arms: tuple[str, str] = ("", ""),
-    plots: Mapping[str, interactive.Plot] | None = None,
-) -> str:
-    """Whole HTML of a report, plotly.js inline; every name from a run is escaped.
+    plots: Mapping[str, Plot] | None = None,
+    figures: Sequence[str] = (),
+) -> None:
+    """Write `out/index.html`; every name from a run is escaped.
 
-    `traces` is a section of its own, `arms` those before and after the curves, `plots` what they ask to be drawn.
+    `records` are a sweep's runs and parents. `traces` is a section of its own, `arms` those before and after the
+    curves, `plots` what they ask to be drawn, `figures` the names of each panel's static figures.
     """
-    plots = dict(plots or {})
-    versions = _versions(records)
-    body = [_head(title, panels, records), arms[0]]
-    sections = []
-    for index, panel in enumerate(panels):
-        draw = _dense_section if panel.is_dense_only else _section
-        sections.append(draw(panel, index, plots, num_versions=len(versions)))
+    own = [record for record in records if record.path.parent.name != "parents"]
+    drawn, versions = dict(plots or {}), count_versions(own)
+    sections = [
+        _dense_section(panel, index, out)
+        if panel.is_dense_only
+        else _section(panel, index, drawn, out, num_versions=len(versions), figure=figures[index] if figures else "")
+        for index, panel in enumerate(panels)
+    ]
+    overview = _overview(panels, out)
+    body = [_head(title, panels, own), overview if len(panels) > MANY else "", arms[0]]
     only_dense = all(panel.is_dense_only for panel in panels)
     body += [traces, *sections, arms[1]] if only_dense else [*sections, arms[1], traces]
-    body += [_overview(panels), _missing(records, panels), _reproduce(records, versions, name), _method(panels)]
-    script = ""
-    if plots:
-        from plotly.offline import get_plotlyjs
-
-        script = f"<script>{get_plotlyjs()}</script>\n<script>const plots = {_json(plots)};{DRAW}</script>"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{style.CSS}</style></head>\n<body><main>{''.join(body)}</main>\n{script}</body></html>\n"
-    )
-
-
-def _json(plots: dict[str, interactive.Plot]) -> str:
-    inner = ",".join(f"{json.dumps(name)}:{interactive.to_script(plot)}" for name, plot in plots.items())
-    return "{" + inner + "}"
+    body += [
+        "" if len(panels) > MANY else overview, _missing(own, panels, out), reproduce_section(records, out),
+        all_runs_section(own), _method(panels),
+    ]  # fmt: skip
+    write_page(out / "index.html", title, "".join(body), plots=drawn, runs=runs_content(own))
 
 
 def _head(title: str, panels: Sequence[Panel], records: Sequence[RunRecord]) -> str:
@@ -66,16 +57,26 @@ def _head(title: str, panels: Sequence[Panel], records: Sequence[RunRecord]) -> 
     failed = sum(record.failure is not None for record in records)
     counts = [f"{finished} of {len(records)} runs finished"] + ([f"{failed} failed"] if failed else [])
     lead = "" if panels else "<p class=lead>No run has finished: there is no curve to show yet.</p>"
-    links = "".join(f'<a href="#panel-{i}">{escape(_name(panel))}</a>' for i, panel in enumerate(panels))
-    nav = f"<nav>{links}</nav>" if len(panels) > 1 else ""
-    return f"<h1>{escape(title)}</h1><p class=sub>{', '.join(counts)}</p>{lead}{nav}"
+    links = "".join(
+        f'<li{facets_of(**_facets(panel))}><a href="#panel-{i}">{escape(_name(panel))}</a></li>'
+        for i, panel in enumerate(panels)
+    )
+    nav = f"<nav aria-label=Curves><ul>{links}</ul></nav>" if len(panels) > 1 else ""
+    facets = [_facets(panel) for panel in panels]
+    keys = dict.fromkeys(key for each in facets for key in each)
+    choices = filters({key: [each.get(key, "") for each in facets] for key in keys})
+    return f"<h1>{escape(title)}</h1><p class=sub>{', '.join(counts)}</p>{lead}{choices}{nav}"
 
 
 def _name(panel: Panel) -> str:
     return f"{panel.title} · {panel.curve.label}" + ("" if panel.curve.is_primary else f" · {panel.curve.split}")
 
 
-def _section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, num_versions: int) -> str:
+def _facets(panel: Panel) -> dict[str, str]:
+    return interactive.curve_facets(panel.curve)
+
+
+def _section(panel: Panel, index: int, plots: dict[str, Plot], out: Path, *, num_versions: int, figure: str) -> str:
     checks = validity(panel, num_versions=num_versions)
     header, lines, chosen = tables.level_rows(panel)
     drawn = {
@@ -85,43 +86,52 @@ def _section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, nu
         "sensitivity": interactive.sensitivity_plot(panel),
         "training": interactive.training_plot(panel),
     }
-    boxes = {}
-    for kind, plot in drawn.items():
-        if plot is not None:
-            plots[f"{kind}-{index}"] = plot
-            boxes[kind] = f'<div id="{kind}-{index}"></div>'
+    boxes = {
+        kind: plot_box(f"{kind}-{index}", plots, plot, out=out, figure=f"{kind}-{figure}")
+        for kind, plot in drawn.items()
+        if plot is not None
+    }
     get = boxes.get
+    levels = tables.saved_table(
+        out, f"levels-{index:02d}", header, lines, chosen=chosen, caption=f"Levels of {_name(panel)}"
+    )
     return (
-        f'<section id="panel-{index}"><h2>{escape(_name(panel))} {_badge(panel, checks)}</h2>'
-        f"<p class=lead>{escape(sentence(panel))}</p>"
+        f'<section id="panel-{index}"{facets_of(**_facets(panel))}><h2>{escape(_name(panel))} '
+        f"{_badge(panel, checks)}</h2><p class=lead>{escape(sentence(panel))}</p>"
         f"{get('curve', '')}"
         f"<div class=columns><div><h3>Validity</h3>{_checks(checks)}{_notes(panel)}</div>"
-        f"<div><h3>What is counted</h3>{_denominator(panel)}{_excess(panel)}</div></div>"
+        f"<div><h3>What is counted</h3>{_denominator(panel)}{_excess(panel, index, out)}</div></div>"
         f"<div class=columns>{get('loss', '')}{get('sensitivity', '')}</div>"
         f"{get('layers', '')}{get('training', '')}"
-        f"<h3>Levels</h3>{tables.html_table(header, lines, chosen=chosen)}{_equalities(panel)}</section>"
+        f"<h3>Levels</h3>{levels}{_equalities(panel, index, out)}</section>"
     )
 
 
-def _dense_section(panel: Panel, index: int, plots: dict[str, interactive.Plot], *, num_versions: int) -> str:
+def _dense_section(panel: Panel, index: int, out: Path) -> str:
     """Runs that nobody pruned: their values, and nothing about a curve that there is not."""
     runs = panel.curve.points.sort_values("seed")
     lines = [[f"{seed}", f"{value:.4f}", run] for seed, value, run in runs[["seed", "value", "run"]].to_numpy()]
+    table = tables.saved_table(out, f"dense-{index:02d}", ["seed", spoken(panel.curve.metric), "run"], lines)
     return (
-        f'<section id="panel-{index}"><h2>{escape(_name(panel))}</h2><p class=lead>{escape(sentence(panel))}</p>'
-        f"{tables.html_table(['seed', panel.curve.metric, 'run'], lines)}{_notes(panel)}</section>"
+        f'<section id="panel-{index}"{facets_of(**_facets(panel))}><h2>{escape(_name(panel))}</h2>'
+        f"<p class=lead>{escape(sentence(panel))}</p>{table}{_notes(panel)}</section>"
     )
 
 
 def _badge(panel: Panel, checks: Sequence[Check]) -> str:
     status = panel.result.status.replace("_", " ")
-    return f'<span class=badge style="background:{style.TRAFFIC[worst(checks)]}">{escape(status)}</span>'
+    return f'<span class="badge {worst(checks)}">{escape(status)}</span>'
+
+
+SIGNS = {"red": "×", "amber": "!", "green": "✓"}
+"""What a light says besides its colour."""
 
 
 def _checks(checks: Sequence[Check]) -> str:
     lines = "".join(
-        f'<li><span class=dot style="background:{style.TRAFFIC[check.colour]}" title="{check.colour}"></span>'
-        f"<b>{escape(check.name)}</b><span>{escape(check.text)}</span></li>"
+        f'<li><span class="dot {check.colour}" title="{check.colour}" aria-hidden=true>{SIGNS[check.colour]}</span>'
+        f"<b>{escape(check.name)}<span class=only-read> ({check.colour})</span></b>"
+        f"<span>{escape(check.text)}</span></li>"
         for check in checks
     )
     return f"<ul class=checks>{lines}</ul>"
@@ -163,75 +173,37 @@ def _denominator(panel: Panel) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def _excess(panel: Panel) -> str:
+def _excess(panel: Panel, index: int, out: Path) -> str:
     header, lines = tables.excess_rows(panel)
-    return f"<h3>More than the controls</h3>{tables.html_table(header, lines)}" if lines else ""
+    table = tables.saved_table(out, f"excess-{index:02d}", header, lines, caption="More than the controls")
+    return f"<h3>More than the controls</h3>{table}" if lines else ""
 
 
-def _equalities(panel: Panel) -> str:
+def _equalities(panel: Panel, index: int, out: Path) -> str:
     if not panel.equalities:
         return ""
-    header, lines = tables.equality_rows(panel)
     said = "".join(f"<li>{escape(each.sentence())}</li>" for each in panel.equalities)
-    return f"<h3>Equal to the other pruners?</h3><ul>{said}</ul>{tables.html_table(header, lines)}"
+    header, lines = tables.equality_rows(panel)
+    table = tables.saved_table(out, f"equality-{index:02d}", header, lines, caption="Differences to the other pruners")
+    return f"<h3>Equal to the other pruners?</h3><ul>{said}</ul>{table}"
 
 
-def _overview(panels: Sequence[Panel]) -> str:
+def _overview(panels: Sequence[Panel], out: Path) -> str:
     if not panels:
         return ""
-    header, lines = tables.result_rows(panels)
-    return f"<section><h2>All curves</h2>{tables.html_table(header, lines)}</section>"
+    header, lines, curves = tables.result_rows(panels)
+    facets = [facets_of(**interactive.curve_facets(curve)) for curve in curves]
+    table = tables.saved_table(out, "curves", header, lines, caption="All curves", facets=facets)
+    return f"<section id=curves><h2>All curves</h2>{table}</section>"
 
 
-def _missing(records: Sequence[RunRecord], panels: Sequence[Panel]) -> str:
+def _missing(records: Sequence[RunRecord], panels: Sequence[Panel], out: Path) -> str:
     header, lines = tables.missing_rows(records, panels)
     if not lines:
         return ""
     intro = "<p class=note>Only seeds that have every level of a curve enter its estimate; the others are drawn.</p>"
-    return f"<section><h2>Missing runs</h2>{intro}{tables.html_table(header, lines)}</section>"
-
-
-def _versions(records: Sequence[RunRecord]) -> list[tuple[str, int]]:
-    """Distinct code and library versions of the runs, most used first."""
-    counts: dict[str, int] = {}
-    for record in records:
-        parts = {"git": record.info.get("git"), **(record.info.get("versions") or {})}
-        text = ", ".join(f"{key} {value}" for key, value in parts.items() if value)
-        counts[text or "not recorded"] = counts.get(text or "not recorded", 0) + 1
-    return sorted(counts.items(), key=lambda item: -item[1])
-
-
-def _reproduce(records: Sequence[RunRecord], versions: Sequence[tuple[str, int]], name: str) -> str:
-    commands = list(dict.fromkeys(str(record.info["command"]) for record in records if record.info.get("command")))
-    shown = [_sweep_command(commands), f"essential-sparsity report name={name}"]
-    each = (
-        f"<details><summary>{len(commands)} single runs</summary><pre>{escape(chr(10).join(commands))}</pre></details>"
-    )
-    machines = dict.fromkeys(_machine(record) for record in records)
-    inputs = dict.fromkeys(pair for record in records for pair in (record.info.get("inputs") or {}).items())
-    several = "" if len(versions) < 2 else f"<p class=note>{len(versions)} versions made these runs:</p>"
-    lines = [[text, count] for text, count in versions]
-    hashes = tables.html_table(["input", "sha256"], [[key, value] for key, value in inputs])
-    return (
-        f"<section><h2>Reproduce</h2><pre>{escape(chr(10).join(filter(None, shown)))}</pre>{each}{several}"
-        f"{tables.html_table(['versions', 'runs'], lines)}<p class=note>{escape('; '.join(machines))}</p>"
-        + (f"<details><summary>{len(inputs)} inputs</summary>{hashes}</details>" if inputs else "")
-        + "</section>"
-    )
-
-
-def _sweep_command(commands: Sequence[str]) -> str:
-    """What all runs' commands share, in order: the sweep without its points; empty where no experiment names it."""
-    shared = [word for word in (commands or [""])[0].split() if all(word in other.split() for other in commands)]
-    named = len(commands) == 1 or any(word.startswith("experiment=") for word in shared)
-    return " ".join(shared) if named else ""
-
-
-def _machine(record: RunRecord) -> str:
-    """Where a run was made: system, processor, cores, threads."""
-    machine = record.info.get("machine") or {}
-    parts = [f"{key} {value}" for key, value in machine.items()] if isinstance(machine, dict) else [str(machine)]
-    return ", ".join([*parts, f"threads {record.info.get('num_threads')}"])
+    table = tables.saved_table(out, "missing", header, lines, caption="Missing runs")
+    return f"<section id=missing><h2>Missing runs</h2>{intro}{table}</section>"
 
 
 def _method(panels: Sequence[Panel]) -> str:

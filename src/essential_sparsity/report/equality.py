@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from essential_sparsity.analysis import SparsityCurve, equivalence
+from essential_sparsity.analysis.metrics import spoken
 
 CONFIDENCE = 0.95
 VERDICTS = ("equal", "not shown", "different")
@@ -44,8 +45,8 @@ class Equality:
             parts += [f"{words} at sparsity {', '.join(levels)}"] if levels else []
         seeds = self.lines[0]["num_seeds"]
         return (
-            f"{self.label} against {self.other} ({self.split} {self.metric}, {seeds} seed{'s' * (seeds != 1)}): "
-            f"{'; '.join(parts)}."
+            f"{self.label} against {self.other} ({self.split} {spoken(self.metric)}, "
+            f"{seeds} seed{'s' * (seeds != 1)}): {'; '.join(parts)}."
         )
 
     def record(self) -> dict[str, Any]:

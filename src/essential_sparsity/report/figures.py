@@ -1,49 +1,53 @@
 """Static figures of one panel for papers and slides: functions of tables, drawn without a screen."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from essential_sparsity.analysis import EssentialSparsity, SparsityCurve
+from essential_sparsity.analysis.metrics import spoken
 from essential_sparsity.report import style
+from essential_sparsity.report.drawing import empty_figure, legend_below, plot_grid, write_picture
 from essential_sparsity.report.panels import Panel, percent, points
-from essential_sparsity.runs import atomic_path
+
+FIGURES = {
+    "curve": "{} against sparsity, every run as a dot; beside it the paired loss around the tolerance",
+    "sensitivity": "Essential sparsity against the tolerated loss, with intervals",
+    "training": "Final training loss, and share of rows whose prediction flips, at every level",
+    "layers": "Share of zeros of every prunable matrix, block by kind",
+}
+"""What each figure of a panel shows; the metric's name goes in."""
 
 
 def write_figures(panel: Panel, folder: Path, name: str) -> list[Path]:
-    """Write every figure of a panel as SVG and PNG: curve, sensitivity, training, layers."""
-    drawings: dict[str, Callable[[Panel], Figure | None]] = {
-        "curve": curve_figure,
-        "sensitivity": sensitivity_figure,
-        "training": training_figure,
-        "layers": layer_figure,
-    }
-    written = []
-    with style.matplotlib_style():
-        for kind, draw in drawings.items():
-            figure = draw(panel)
-            if figure is not None:
-                figure.draw_without_rendering()
-                figure.set_layout_engine("none")  # laid out once, for both files
-                written += [save_figure(figure, folder / f"{kind}-{name}.{suffix}") for suffix in ("svg", "png")]
-    return written
+    """Write every figure of a panel for one column and for two, as SVG and PNG: curve, sensitivity, training, layers.
+
+    `folder` is named `figures`.
+    """
+    drawings = {"curve": curve_figure, "sensitivity": sensitivity_figure, "training": training_figure,
+                "layers": layer_figure}  # fmt: skip
+    pictures = [
+        write_picture(
+            partial(draw, panel), folder / f"{kind}-{name}", alt=FIGURES[kind].format(spoken(panel.result.metric))
+        )
+        for kind, draw in drawings.items()
+    ]
+    return [path for picture in pictures if picture for path in picture.files]
 
 
 def curve_figure(panel: Panel) -> Figure:
     """The metric against sparsity with every run as a dot; beside it the paired loss around ε."""
-    figure = empty_figure(10, 4)
-    left, right = figure.subplots(1, 2)
+    figure = empty_figure(style.TWO_COLUMNS, 2.3)
+    left, right = plot_grid(figure, 2)
     _draw_metric(left, panel)
     _draw_loss(right, panel)
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(f"{panel.title}: {panel.result.split} {panel.result.metric}", fontsize=11)
+    left.set_title(f"{panel.title}: {panel.result.split} {spoken(panel.result.metric)}", wrap=True)
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure
 
 
@@ -52,11 +56,11 @@ def sensitivity_figure(panel: Panel) -> Figure | None:
     found = panel.result.sensitivity
     if not found:
         return None
-    figure = empty_figure(4.6, 3.2)
+    figure = empty_figure(style.ONE_COLUMN, 2.2)
     axes = figure.subplots()
     for i, each in enumerate(found):
         low, high = each.ci_low or 0.0, 1.0 if each.ci_high is None else each.ci_high
-        axes.plot([i, i], [low, high], color=style.CURVE, lw=5, alpha=0.3, solid_capstyle="butt")
+        axes.plot([i, i], [low, high], color=style.CURVE, lw=4, alpha=0.3, solid_capstyle="butt")
         if each.essential_sparsity is not None:
             axes.plot(i, each.essential_sparsity, "o", color=style.CURVE)
     axes.set_xticks(range(len(found)), [points(panel.result, each.epsilon) for each in found])
@@ -71,9 +75,9 @@ def training_figure(panel: Panel) -> Figure | None:
     shown = [name for name in parts if has_numbers(panel.result, name)]
     if not shown:
         return None
-    figure = empty_figure(4.6 * len(shown), 3.2)
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown):
-        axes.plot(table["sparsity"], table[name].astype(float), "o-", color=style.CURVE, ms=4)
+    figure = empty_figure(style.ONE_COLUMN * len(shown), 2.1)
+    for axes, name in zip(plot_grid(figure, len(shown)), shown):
+        axes.plot(table["sparsity"], table[name].astype(float), "o-", color=style.CURVE, ms=3)
         if name == "flipped" and panel.result.dense_flipped is not None:
             axes.axhline(panel.result.dense_flipped, color=style.NOISE, ls="--", label="another seed alone")
             axes.legend()
@@ -86,7 +90,7 @@ def layer_figure(panel: Panel) -> Figure | None:
     if panel.level not in panel.layers:
         return None
     grid = layer_grid(panel.layers[panel.level])
-    figure = empty_figure(1.6 + 0.85 * grid.shape[1], 1.3 + 0.32 * grid.shape[0])
+    figure = empty_figure(1.4 + 0.62 * grid.shape[1], 1.1 + 0.2 * grid.shape[0])
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
     picture = axes.pcolormesh(grid.to_numpy(), cmap=colours, vmin=0, vmax=max(0.01, float(grid.max().max())))
@@ -136,7 +140,7 @@ def _draw_metric(axes: Axes, panel: Panel) -> None:
         axes.fill_between(table["sparsity"], low, high, color=style.SPREAD, alpha=0.15, lw=0, label="95 % interval")
     _draw_runs(axes, curve, result, style.CURVE, 1.0)
     _draw_point(axes, result, (result.dense or 0.0) - result.epsilon)
-    axes.set(xlabel="sparsity of the prunable weights", ylabel=result.metric, xlim=(-0.02, 1))
+    axes.set(xlabel="sparsity of the prunable weights", ylabel=spoken(result.metric), xlim=(-0.02, 1))
 
 
 def _draw_loss(axes: Axes, panel: Panel) -> None:
@@ -146,21 +150,21 @@ def _draw_loss(axes: Axes, panel: Panel) -> None:
     axes.axhline(0, color=style.MUTED, lw=0.8)
     if len(table) > 1:
         axes.fill_between(table["sparsity"], table["low"], table["high"], color=style.SPREAD, alpha=0.15, lw=0)
-        axes.plot(table["sparsity"], table["difference"], "o-", color=style.CURVE, ms=4, label="mean difference")
+        axes.plot(table["sparsity"], table["difference"], "o-", color=style.CURVE, ms=3, label="mean difference")
         axes.plot(table["sparsity"], table["fitted"], "--", color=style.INK, lw=1, label="falling fit")
         axes.legend(loc="lower left")
     _draw_point(axes, result, -result.epsilon)
     reach = 6 * result.epsilon
     axes.set(xlabel="sparsity of the prunable weights", ylabel="paired difference to dense", xlim=(-0.02, 1))
     axes.set_ylim(-reach, reach / 2)
-    axes.set_title("around the turn", fontsize=9)
+    axes.set_title("around the turn")
 
 
 def _draw_runs(axes: Axes, curve: SparsityCurve, result: EssentialSparsity, colour: str, alpha: float) -> None:
-    axes.plot(curve.points["sparsity"], curve.points["value"], "o", ms=3, color=colour, alpha=0.55 * alpha, mew=0)
+    axes.plot(curve.points["sparsity"], curve.points["value"], "o", ms=2.5, color=colour, alpha=0.55 * alpha, mew=0)
     table = pd.DataFrame(result.levels)
     if len(table):
-        axes.plot(table["sparsity"], table["value"], "-", color=colour, lw=1.6 * alpha, alpha=alpha, label=curve.label)
+        axes.plot(table["sparsity"], table["value"], "-", color=colour, lw=1.3 * alpha, alpha=alpha, label=curve.label)
 
 
 def _draw_point(axes: Axes, result: EssentialSparsity, height: float) -> None:
@@ -170,19 +174,4 @@ def _draw_point(axes: Axes, result: EssentialSparsity, height: float) -> None:
     low, high = result.ci_low or 0.0, 1.0 if result.ci_high is None else result.ci_high
     axes.plot([low, high], [height, height], color=style.POINT, lw=1.5)
     label = f"essential sparsity {percent(at)}"
-    axes.plot(at, height, marker="*", ms=13, color=style.POINT, mec="white", mew=0.6, ls="", label=label, zorder=5)
-
-
-def empty_figure(width: float, height: float) -> Figure:
-    """A figure of this many inches that needs no screen."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure by its path's ending, whole or not at all; equal figures give equal files."""
-    suffix = path.suffix.lstrip(".")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-    return path
+    axes.plot(at, height, marker="*", ms=9, color=style.POINT, mec="white", mew=0.6, ls="", label=label, zorder=5)

@@ -1,6 +1,5 @@
 """Interactive figures of one panel as plotly mappings: the page's own plotly.js draws them, nothing is fetched."""
 
-import json
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -9,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from essential_sparsity.analysis import EssentialSparsity, SparsityCurve
+from essential_sparsity.analysis.metrics import spoken
 from essential_sparsity.report import style
 from essential_sparsity.report.figures import has_numbers, layer_grid, short_kind
 from essential_sparsity.report.panels import Panel, percent, points
+from essential_sparsity.report.skeleton import Plot
 
 SPARSITY = "sparsity of the prunable weights"
-
-Plot = dict[str, Any]
 
 
 def curve_plot(panel: Panel) -> Plot:
@@ -39,7 +38,7 @@ def curve_plot(panel: Panel) -> Plot:
     if result.dense is not None:
         traces += _point(result, result.dense - result.epsilon)
     title = "Every run, and the mean of the paired seeds"
-    return _plot(traces, shapes, notes, y=result.metric, title=title, y_range=_range(panel))
+    return _plot(traces, shapes, notes, y=spoken(result.metric), title=title, y_range=_range(panel))
 
 
 def arms_plot(panels: Mapping[str, Panel], *, title: str) -> Plot:
@@ -55,7 +54,7 @@ def arms_plot(panels: Mapping[str, Panel], *, title: str) -> Plot:
     if first.result.chance is not None:
         shapes.append(_line(first.result.chance, style.MUTED, "dot"))
         notes.append(_note(first.result.chance, "chance"))
-    return _plot(traces, shapes, notes, y=first.result.metric, title=title)
+    return _plot(traces, shapes, notes, y=spoken(first.result.metric), title=title)
 
 
 def loss_plot(panel: Panel) -> Plot:
@@ -153,10 +152,13 @@ def layer_plot(panel: Panel) -> Plot | None:
     return plot
 
 
-def to_script(plot: Plot) -> str:
-    """JSON that is safe inside a script element, whatever names it carries."""
-    text = json.dumps(plot, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def curve_facets(curve: SparsityCurve) -> dict[str, str]:
+    """What the page's filters know a curve by: model, task, pruner, and arm and split where they are told."""
+    about, group = curve.about, curve.group
+    task = " ".join(part for part in (about.get("data"), about.get("subset")) if part)
+    found = {"model": about.get("backbone"), "task": task, "pruner": group.get("pruner"), "arm": group.get("arm"),
+             "split": curve.split}  # fmt: skip
+    return {key: str(value) for key, value in found.items() if value}
 
 
 def _plot(
@@ -183,16 +185,18 @@ def _range(panel: Panel) -> list[float]:
 def _runs(curve: SparsityCurve, result: EssentialSparsity, colour: str, width: float) -> list[Plot]:
     """A curve's runs as dots and the mean of its paired seeds as a line."""
     name, table = escape(curve.label), curve.points
-    hover = "%{customdata}<br>sparsity %{x:.3f}: %{y:.4f}<extra></extra>"
+    hover = "sparsity %{x:.3f}: %{y:.4f}<br>%{customdata[0]}<br>seed %{customdata[1]}<extra></extra>"
+    facets = curve_facets(curve)
     dots = {
         "x": table["sparsity"].tolist(), "y": table["value"].tolist(), "mode": "markers", "hovertemplate": hover,
-        "customdata": [f"{escape(str(run))}, seed {seed}" for run, seed in zip(table["run"], table["seed"])],
+        "customdata": [[escape(str(run)), int(seed)] for run, seed in zip(table["run"], table["seed"])],
         "marker": {"color": colour, "size": 6, "opacity": 0.5}, "name": name, "showlegend": False, "legendgroup": name,
+        "meta": {"runs": True, **facets},
     }  # fmt: skip
     line = {
         "x": [each["sparsity"] for each in result.levels], "y": [each["value"] for each in result.levels],
         "mode": "lines", "line": {"color": colour, "width": width}, "name": name, "legendgroup": name,
-        "hovertemplate": "mean at %{x:.3f}: %{y:.4f}<extra></extra>",
+        "hovertemplate": "mean at %{x:.3f}: %{y:.4f}<extra></extra>", "meta": facets,
     }  # fmt: skip
     return [dots, line]
 
@@ -216,7 +220,7 @@ def _point(result: EssentialSparsity, height: float) -> list[Plot]:
     bar = {"x": [low, high], "y": [height, height], "mode": "lines", "line": {"color": style.POINT, "width": 3},
            "hoverinfo": "skip", "showlegend": False}  # fmt: skip
     star = {"x": [at], "y": [height], "mode": "markers", "name": f"essential sparsity {percent(at)}",
-            "marker": {"symbol": "star", "size": 16, "color": style.POINT, "line": {"color": "white", "width": 1}},
+            "marker": {"symbol": "star", "size": 16, "color": style.POINT, "line": {"color": style.PAPER, "width": 1}},
             "hovertemplate": "essential sparsity %{x:.3f}<extra></extra>"}  # fmt: skip
     return [bar, star]
 

@@ -15,6 +15,7 @@ from essential_sparsity.analysis import (
     locate_essential_sparsity,
 )
 from essential_sparsity.analysis.grouping import PART
+from essential_sparsity.analysis.metrics import spoken
 from essential_sparsity.report.equality import Equality, compare_curves
 from essential_sparsity.runs import RunRecord
 
@@ -128,7 +129,7 @@ def sentence(panel: Panel) -> str:
     """The claim of a curve in one sentence, with its interval, replicates and what is proven."""
     result = panel.result
     arm = f", {panel.curve.group['arm']}" if "arm" in panel.curve.group else ""
-    where = f"{panel.title}{arm} ({result.split} {result.metric})"
+    where = f"{panel.title}{arm} ({result.split} {spoken(result.metric)})"
     if panel.is_dense_only:
         runs = panel.curve.points
         size = f"({len(runs)} seed{'s' * (len(runs) != 1)}, {result.num_rows:,} rows)"

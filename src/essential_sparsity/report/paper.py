@@ -13,7 +13,7 @@ import pandas as pd
 
 from essential_sparsity.report.contrast import Sides, sentences
 from essential_sparsity.report.panels import Panel, interval, is_control, percent
-from essential_sparsity.report.tables import html_table
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, atomic_path
 
 SOURCE = "arXiv 2306.03805 v2: point estimates, without seeds or intervals"
@@ -253,7 +253,7 @@ def paper_table(figure: str, lines: Sequence[Sequence[str]], out: Path, *, pictu
     with atomic_path(out / "paper.csv") as temporary:
         pd.DataFrame([list(line) for line in lines], columns=header).to_csv(temporary, index=False)
     note = UNSTATED.get(figure, "")
-    table = html_table(header, lines) if lines else ""
+    table = saved_table(out, "paper", header, lines, caption="Paper and ours", in_order=True)
     return (
         f"<section><h2>Paper and ours: {escape(figure.replace('_', ' '))}</h2>{picture}{table}"
         f"<p class=note>{escape(f'{note} Paper: {SOURCE}.'.strip())}</p></section>"

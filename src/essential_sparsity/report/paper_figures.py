@@ -2,18 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure
+from essential_sparsity.report.drawing import empty_figure, legend_below, pictures_html, plot_grid, write_picture
 from essential_sparsity.report.panels import Panel
-from essential_sparsity.report.trace import pictures_html
 
-COLUMNS = 3
 OF_DATA = ("data", "split")
 SPARSITY = "sparsity of the prunable weights"
 
@@ -30,22 +28,18 @@ def paper_figure(figure: str, panels: Sequence[Panel]) -> Figure | None:
 
 
 def _grid(by_data: Mapping[str, Sequence[Panel]], draw) -> Figure:
-    across = min(COLUMNS, len(by_data))
-    down = -(-len(by_data) // across)
-    figure = empty_figure(1.2 + 3.3 * across, 1.1 + 2.7 * down)
-    plots = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
+    figure = empty_figure(style.TWO_COLUMNS if len(by_data) > 1 else style.ONE_COLUMN, 2.0)
+    plots = plot_grid(figure, len(by_data))
     colours: dict[str, str] = {}
     for axes, (data, panels) in zip(plots, by_data.items()):
         for panel in panels:
             name = line_name(panel)
             colour = colours.setdefault(name, style.CURVE if not colours else style.control_colour(len(colours) - 1))
             draw(axes, panel, name, colour)
-        axes.set_title(data, fontsize=9)
-        axes.set_xlabel(SPARSITY, fontsize=8)
-    for axes in plots[len(by_data) :]:
-        axes.set_visible(False)
+        axes.set_title(data)
+        axes.set_xlabel(SPARSITY)
     handles = {label: handle for axes in plots for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+    legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -65,7 +59,7 @@ def draw_drops(axes: Axes, panel: Panel, name: str, colour: str) -> None:
     low, mean, high = ([scale * line[key] for line in panel.result.levels] for key in ("low", "difference", "high"))
     axes.axhspan(-scale * panel.result.epsilon, 0, color=style.BAND, alpha=0.12, lw=0)
     axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
-    axes.plot(x, mean, "o-", ms=3, color=colour, label=name)
+    axes.plot(x, mean, "o-", ms=2.5, color=colour, label=name)
     axes.set(xlim=(-0.02, 1), ylabel="nats lost" if scale == 1 else "points against dense")
 
 
@@ -76,7 +70,7 @@ def draw_differences(axes: Axes, panel: Panel, name: str, colour: str) -> None:
     low, mean, high = ([100 * line[key] for line in lines] for key in ("low", "difference", "high"))
     axes.axhline(0, color=style.MUTED, lw=0.8)
     axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
-    axes.plot(x, mean, "o-", ms=3, color=colour, label=f"{name} − omp")
+    axes.plot(x, mean, "o-", ms=2.5, color=colour, label=f"{name} − omp")
     axes.set(xlim=(-0.02, 1), ylabel="points, ticket − one-shot")
 
 
@@ -91,11 +85,5 @@ def paper_picture(figure: str | None, panels: Sequence[Panel], folder: Path) -> 
     """Write the figure as SVG and PNG and give it as HTML; empty where there is nothing to draw."""
     if not figure:
         return ""
-    with style.matplotlib_style():
-        drawn = paper_figure(figure, panels)
-        if drawn is None:
-            return ""
-        drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")
-        files = [save_figure(drawn, folder / f"{figure}.{suffix}") for suffix in ("svg", "png")]
-    return pictures_html({figure: files[0].read_bytes()})
+    alt = f"{figure.replace('_', ' ')} of the paper, of the runs at hand"
+    return pictures_html([write_picture(partial(paper_figure, figure, panels), folder / figure, alt=alt)])

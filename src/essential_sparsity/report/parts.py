@@ -1,6 +1,7 @@
 """Parts of a model pruned alone: essential sparsity of each layer and each kind of matrix, side by side."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from matplotlib.figure import Figure
 
 from essential_sparsity.analysis.grouping import PART
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure
+from essential_sparsity.report.drawing import empty_figure, pictures_html, write_picture
 from essential_sparsity.report.panels import Panel, percent
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, atomic_path
 
 METHOD = (
@@ -65,9 +65,8 @@ def parts_section(panels: Sequence[Panel], records: Sequence[RunRecord], out: Pa
         return ""
     with atomic_path(out / "parts.csv") as temporary:
         pd.DataFrame(lines).to_csv(temporary, index=False)
-    with style.matplotlib_style():
-        figure = parts_figure(lines)
-        files = [save_figure(figure, out / "figures" / f"parts.{suffix}") for suffix in ("svg", "png")]
+    alt = "Essential sparsity of each layer and each kind of matrix, with intervals"
+    picture = write_picture(partial(parts_figure, lines), out / "figures" / "parts", alt=alt)
     rows = [
         [line["data"], line["part"], percent(line["part_share"]), line["status"].replace("_", " "),
          percent(line["essential_sparsity"]), _interval(line), percent(line["of_all"])]
@@ -76,7 +75,7 @@ def parts_section(panels: Sequence[Panel], records: Sequence[RunRecord], out: Pa
     header = ["on", "part", "of the prunable weights", "status", "essential sparsity of the part", "interval", "of all"]
     return (
         f"<section><h2>Each part alone</h2><p class=lead>{escape(sentence(lines))}</p>"
-        f"{pictures_html({'parts': files[0].read_bytes()})}{html_table(header, rows)}"
+        f"{pictures_html([picture])}{saved_table(out, 'parts', header, rows, caption='Each part alone')}"
         f"<p class=note>{escape(METHOD)}</p></section>"
     )
 
@@ -107,7 +106,7 @@ def parts_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
     groups = {True: [li for li in lines if li["part"].startswith("layer:")], False: []}
     groups[False] = [line for line in lines if line not in groups[True]]
     shown = [group for group in groups.values() if group]
-    figure = empty_figure(1.0 + 0.42 * len(lines) + 1.2 * len(shown), 3.4)
+    figure = empty_figure(0.8 + 0.24 * len(lines) + 0.9 * len(shown), 2.3)
     columns = np.atleast_1d(figure.subplots(1, len(shown), sharey=True, width_ratios=[len(g) for g in shown]))
     for axes, group in zip(columns, shown):
         _bars(axes, group)

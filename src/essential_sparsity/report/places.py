@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
+from essential_sparsity.report.drawing import empty_figure, pictures_html, write_picture
+from essential_sparsity.report.figures import short_kind
 from essential_sparsity.report.panels import percent
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.report.trace import pictures_html
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord, atomic_path
 
 METHOD = (
@@ -61,7 +62,7 @@ def read_places(records: Sequence[RunRecord]) -> list[Places]:
 def places_figure(found: Places) -> Figure:
     """A row per layer, a column per kind, a map per matrix; one scale from nothing to twice the model's share."""
     kinds, layers = list(found.by("kind")), sorted(found.by("layer"))
-    figure = empty_figure(1.2 + 1.15 * len(kinds), 0.9 + 1.0 * len(layers))
+    figure = empty_figure(1.0 + 1.0 * len(kinds), 0.7 + 0.6 * len(layers))
     grid = figure.subplots(len(layers), len(kinds), squeeze=False)
     colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
     picture = None
@@ -69,14 +70,14 @@ def places_figure(found: Places) -> Figure:
         axes = grid[layers.index(line["layer"]), kinds.index(line["kind"])]
         tiles = np.asarray(line["tiles"]).reshape(line["height"], line["width"])
         picture = axes.imshow(tiles, cmap=colours, vmin=0, vmax=min(1.0, 2 * found.share), aspect="auto")
-        axes.set_title(percent(line["num_pruned"] / line["num"]), fontsize=6, pad=1.5)
+        axes.set_title(percent(line["num_pruned"] / line["num"]), fontsize=5.5, pad=1)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
     for kind, axes in zip(kinds, grid[-1]):
-        axes.set_xlabel(short_kind(kind), fontsize=8)
+        axes.set_xlabel(short_kind(kind))
     for layer, row in zip(layers, grid):
-        row[0].set_ylabel(f"layer {layer}", fontsize=8)
+        row[0].set_ylabel(f"layer {layer}")
     if picture is not None:
         figure.colorbar(picture, ax=grid, fraction=0.02, pad=0.01, label="share of the tile that goes")
     return figure
@@ -101,17 +102,15 @@ def places_section(found: Sequence[Places], out: Path) -> str:
         pd.DataFrame(rows).drop(columns="tiles").to_csv(temporary, index=False)
     text = ""
     for index, each in enumerate(found):
-        with style.matplotlib_style():
-            figure = places_figure(each)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")
-            files = [save_figure(figure, out / "figures" / f"places-{index}.{suffix}") for suffix in ("svg", "png")]
+        alt = f"Where the smallest weights of {each.name} lie: a map per matrix, a row per layer, a column per kind"
+        picture = write_picture(partial(places_figure, each), out / "figures" / f"places-{index}", alt=alt)
+        header = ["kind", "goes", "tiles spread, against chance"]
         kinds, spread = each.by("kind"), spread_of_tiles(each)
         lines = [[short_kind(kind), percent(share), f"{spread[kind]:.1f} ×"] for kind, share in kinds.items()]
         text += (
             f"<h3>{escape(each.name)}</h3><p class=lead>{escape(sentence(each))}</p>"
-            f"{pictures_html({'places': files[0].read_bytes()})}"
-            f"{html_table(['kind', 'goes', 'tiles spread, against chance'], lines)}"
+            f"{pictures_html([picture])}"
+            f"{saved_table(out, f'places-{index}', header, lines, caption=f'Shares by kind, {each.name}')}"
         )
     return f"<section><h2>Where the smallest weights lie</h2>{text}<p class=note>{escape(METHOD)}</p></section>"
 

@@ -6,10 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from essential_sparsity.report import style
-from essential_sparsity.report.similarity import POLICY
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.runs import atomic_path
+from essential_sparsity.report.site import write_summary
+from essential_sparsity.report.skeleton import write_page
+from essential_sparsity.report.tables import saved_table
 
 Point = tuple[Sequence[str], Mapping[str, Any]]  # overrides, facts
 
@@ -51,12 +50,10 @@ def write_plan(points: Sequence[Point], parents: Mapping[str, Mapping[str, Any]]
     header = ["setting", "points to compute", "hours each", "hours", "disk, MB", "known"]
     title = f"Plan: {path.parent.parent.name}"
     total = f"{len(todo)} of {len(points)} points to compute, about {hours + first:,.1f} hours on {where}"
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
-            f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
-            f"<p class=sub>{escape(total)}</p><section><h2>What each setting costs</h2>{html_table(header, lines)}"
-            f"<p class=note>{escape(METHOD)}</p></section></main></body></html>\n",
-            encoding="utf-8",
-        )
+    table = saved_table(path.parent, "plan", header, lines, caption="What each setting costs")
+    body = (
+        f"<h1>{escape(title)}</h1><p class=sub>{escape(total)}</p><section><h2>What each setting costs</h2>{table}"
+        f"<p class=note>{escape(METHOD)}</p></section>"
+    )
+    write_page(path, title, body)
+    write_summary(path.parent, title=path.parent.parent.name, kind="plan", sentences=[f"{total}."])

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from essential_sparsity.report.panels import Panel, is_control, percent, points, shown_level
-from essential_sparsity.report.tables import html_table
+from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import atomic_path
 
 METHOD = (
@@ -61,7 +61,8 @@ def robustness_section(panels: Sequence[Panel], out: Path) -> str:
     header = ["curve", "split", "sparsity", "lost", "interval of the difference", "calibration error, dense", "pruned",
               "rows that flip", "by another seed alone"]  # fmt: skip
     return (
-        f"<section><h2>At the essential sparsity</h2>{html_table(header, rows)}"
+        f"<section><h2>At the essential sparsity</h2>"
+        f"{saved_table(out, 'robustness', header, rows, caption='At the essential sparsity')}"
         f"<p class=note>{escape(METHOD)}</p></section>"
     )
 

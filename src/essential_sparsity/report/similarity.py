@@ -1,8 +1,8 @@
 """Pictures and page of a comparison of masks: functions of similarity.csv's table, drawn without a screen."""
 
-import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from math import nan
 from pathlib import Path
@@ -15,41 +15,45 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
-from essential_sparsity.report.tables import html_table, plain_table
-from essential_sparsity.runs import atomic_path
+from essential_sparsity.report.drawing import Picture, empty_figure, pictures_html, plot_grid, write_picture
+from essential_sparsity.report.figures import short_kind
+from essential_sparsity.report.site import write_summary
+from essential_sparsity.report.skeleton import write_page
+from essential_sparsity.report.tables import plain_table, saved_table
 
+MOST_LEANING = 8  # long labels that lean without touching
 MOST_NUMBERED = 14  # masks up to which every cell shows its number
 MOST_LAYERED = 6  # pairs whose matrices are drawn
 MOST_PRINTED = 60  # pairs that the terminal shows
 
-NARROWEST = 2.9  # inches of a heat-map: its title's width
+NARROWEST, LETTER = 1.6, 0.055  # inches of a heat-map without its labels, and of a letter in these
+WIDEST_ROOM = 1.6  # inches of labels from which they are cut rather than maps stacked
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+FIGURES = {
+    "pairs": "Cosine of every pair of masks, and what of it goes beyond chance",
+    "levels": "Cosine of two pruners' masks at every sparsity, with chance, and what goes beyond it",
+    "layers": "What goes beyond chance in every prunable matrix, block by kind",
+}
+"""What each figure shows."""
 
 
 def write_similarity(
     table: pd.DataFrame, folder: Path, *, masks: Sequence[Mapping[str, Any]], command: str, title: str
 ) -> list[Path]:
-    """Write `folder/index.html` (self-contained) and `folder/figures/*.svg|png` from the table of similarity.csv.
+    """Write `folder/index.html` (self-contained), `folder/figures/*.svg|png`, the same for one column, and tables.
 
-    `masks` says of each one label, path, sparsity, runs and digest, for the page's last table.
+    `table` is that of similarity.csv; `masks` says of each one label, path, sparsity, runs and digest.
     """
     drawings = {"pairs": matrix_figure, "levels": level_figure, "layers": layer_figure}
-    written, pictures = [], []
-    with style.matplotlib_style():
-        for kind, draw in drawings.items():
-            figure = draw(table)
-            if figure is None:
-                continue
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for both files
-            files = [save_figure(figure, folder / "figures" / f"{kind}.{suffix}") for suffix in ("svg", "png")]
-            written += files
-            pictures.append(files[0].read_bytes())
-    with atomic_path(folder / "index.html") as temporary:
-        temporary.write_text(_page(table, pictures, masks, command, title), encoding="utf-8")
-    return [*written, folder / "index.html"]
+    found = [
+        write_picture(partial(draw, table), folder / "figures" / kind, alt=FIGURES[kind])
+        for kind, draw in drawings.items()
+    ]
+    pictures = [picture for picture in found if picture is not None]
+    write_page(folder / "index.html", title, _body(table, pictures, masks, command, title, folder))
+    write_summary(folder, title=title, kind="similarity", sentences=[f"{len(masks)} masks compared, every pair."])
+    return [*(path for picture in pictures for path in picture.files), folder / "index.html"]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -60,16 +64,18 @@ def matrix_figure(table: pd.DataFrame) -> Figure:
     totals = _totals(table)
     labels = list(dict.fromkeys(line[side] for side in ("first", "second") for line in totals))
     place = {label: i for i, label in enumerate(labels)}
-    size = 1.8 + 0.42 * len(labels)
-    figure = empty_figure(2 * max(size, NARROWEST) + _room(labels), size)
-    for axes, (column, words) in zip(figure.subplots(1, 2), _SHOWN.items()):
+    across, shown = _fitted(labels, shared=False)
+    size = max(NARROWEST, 0.26 * len(labels)) + _room(shown)
+    figure = empty_figure(across * size, min(size, style.available_width() / across))
+    for axes, (column, words) in zip(plot_grid(figure, 2, least=figure.get_figwidth() / across), _SHOWN.items()):
         grid = np.eye(len(labels))
         for line in totals:
             one, other = place[line["first"]], place[line["second"]]
             grid[one, other] = grid[other, one] = line[column]
         numbers = [[f"{value.round(2) + 0:.2f}" for value in row] for row in grid]
-        _heat(axes, grid, numbers if len(labels) <= MOST_NUMBERED else None, labels, labels)
-        axes.set_title(words, fontsize=9)
+        is_numbered = len(labels) <= MOST_NUMBERED * style.available_width() / style.TWO_COLUMNS
+        _heat(axes, grid, numbers if is_numbered else None, shown, shown)
+        axes.set_title(words)
     return figure
 
 
@@ -84,9 +90,11 @@ def level_figure(table: pd.DataFrame) -> Figure | None:
         line["row"] = (line["contrast"], seen[line["contrast"], line["sparsity"]])
         seen[line["contrast"], line["sparsity"]] += 1
     rows = list(dict.fromkeys(line["row"] for line in found))
-    width = 2 * max(0.8 * len(levels), NARROWEST) + _room(words for words, _ in rows)
-    figure = empty_figure(width, 1.3 + 0.5 * len(rows))
-    for axes, (column, words) in zip(figure.subplots(1, 2, sharey=True), _SHOWN.items()):
+    across, shown = _fitted([words for words, _ in rows], shared=True)
+    width = 2 * max(0.6 * len(levels), NARROWEST) + _room(shown)
+    figure = empty_figure(width, 0.9 + 0.34 * len(rows))
+    least = figure.get_figwidth() / across
+    for axes, (column, words) in zip(plot_grid(figure, 2, least=least, sharey=True), _SHOWN.items()):
         grid = np.full((len(rows), len(levels)), np.nan)
         numbers = [[""] * len(levels) for _ in rows]
         for line in found:
@@ -94,15 +102,29 @@ def level_figure(table: pd.DataFrame) -> Figure | None:
             grid[row, level] = line[column]
             below = f"\n({line['chance']:.2f})" if column == "cosine" else ""
             numbers[row][level] = f"{line[column]:.3f}{below}"
-        _heat(axes, grid, numbers, [f"{level:g}" for level in levels], [words for words, _ in rows])
+        _heat(axes, grid, numbers, [f"{level:g}" for level in levels], shown)
         axes.set_xlabel("sparsity of the prunable weights")
-        axes.set_title(words + (" (chance)" if column == "cosine" else ""), fontsize=9)
+        axes.set_title(words + (" (chance)" if column == "cosine" else ""))
     return figure
+
+
+def _fitted(labels: Sequence[str], *, shared: bool) -> tuple[int, list[str]]:
+    """How many heat-maps stand side by side, and labels, cut in their middle to the room that this leaves.
+
+    `shared`: the first map's labels are those of all.
+    """
+    room = min(_room(labels), WIDEST_ROOM)
+    across = 2 if style.available_width() >= 2 * NARROWEST + (room if shared else 2 * room) else 1
+    left = style.available_width() - (across if shared else 1) * NARROWEST
+    letters = max(14, int(left / (1 if shared else across) / LETTER))
+    return across, [
+        text if len(text) <= letters else f"{text[: letters // 2]}…{text[-letters // 2 :]}" for text in labels
+    ]
 
 
 def _room(labels: Iterable[str]) -> float:
     """Inches that labels beside a heat-map take."""
-    return 0.6 + 0.075 * max(map(len, labels), default=0)
+    return 0.4 + LETTER * max(map(len, labels), default=0)
 
 
 def layer_figure(table: pd.DataFrame) -> Figure | None:
@@ -113,20 +135,15 @@ def layer_figure(table: pd.DataFrame) -> Figure | None:
         return None
     pairs = list(dict.fromkeys((line["first"], line["second"]) for line in matrices))[:MOST_LAYERED]
     blocks, kinds = sorted({line["layer"] for line in matrices}), list(dict.fromkeys(line["kind"] for line in matrices))
-    num_columns = min(3, len(pairs))
-    num_rows = -(-len(pairs) // num_columns)
-    height = 1.5 + max(0.28, 2.4 / len(blocks)) * len(blocks)
-    figure = empty_figure(num_columns * (1.6 + 0.55 * len(kinds)), num_rows * height)
-    every = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for axes in every[len(pairs) :]:
-        axes.set_axis_off()
-    for axes, pair in zip(every, pairs):
+    height = 1.1 + max(0.18, 1.4 / len(blocks)) * len(blocks)
+    figure = empty_figure(len(pairs) * (1.3 + 0.4 * len(kinds)), height)
+    for axes, pair in zip(plot_grid(figure, len(pairs)), pairs):
         grid = np.full((len(blocks), len(kinds)), np.nan)
         for line in matrices:
             if (line["first"], line["second"]) == pair:
                 grid[blocks.index(line["layer"]), kinds.index(line["kind"])] = line["kappa"]
         _heat(axes, grid, None, [short_kind(kind) for kind in kinds], [f"{block:.0f}" for block in blocks])
-        axes.set_title("κ: " + "\n".join(pair), fontsize=8)
+        axes.set_title("κ: " + "\n".join(pair), fontsize=6)
     return figure
 
 
@@ -139,7 +156,7 @@ def _totals(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [line for line in _lines(table) if line["weight"] == "total"]
 
 
-_SHOWN = {"cosine": "cosine", "kappa": "κ = (cosine − chance) / (1 − chance)"}
+_SHOWN = {"cosine": "cosine", "kappa": "κ: what lies beyond chance"}
 
 
 def _heat(
@@ -148,17 +165,22 @@ def _heat(
     """Draw shares in [0, 1] as a heat-map whose first row is on top; values below 0 look like 0."""
     colours = LinearSegmentedColormap.from_list("heat", [(at, colour) for at, colour in style.HEAT])
     axes.pcolormesh(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.5)
-    axes.set_xticks(np.arange(len(across)) + 0.5, across, rotation=30 if max(map(len, across)) > 6 else 0, ha="center")
+    axes.set_xticks(np.arange(len(across)) + 0.5, across, rotation=_turn(across), ha="center")
     axes.set_yticks(np.arange(len(down)) + 0.5, down)
     for label in axes.get_xticklabels():
-        label.set_horizontalalignment("right" if label.get_rotation() else "center")
+        label.set_horizontalalignment("right" if 0 < label.get_rotation() < 90 else "center")
     axes.set_ylim(len(down), 0)
     axes.grid(False)
     for i, line in enumerate(numbers or []):
         for j, text in enumerate(line):
             ink = "white" if grid[i, j] > 0.6 else style.INK
             if text and np.isfinite(grid[i, j]):
-                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
+                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=5.5, color=ink)
+
+
+def _turn(labels: Sequence[str]) -> int:
+    """Degrees by which labels under a heat-map turn: long ones lean, many of them stand."""
+    return 0 if max(map(len, labels)) <= 6 else 30 if len(labels) <= MOST_LEANING else 90
 
 
 # --- tables and page --------------------------------------------------------------------------------------------------
@@ -197,24 +219,24 @@ def _number(value: float) -> str:
     return "–" if not np.isfinite(value) else f"{value:.4f}"
 
 
-def _page(
-    table: pd.DataFrame, pictures: Sequence[bytes], masks: Sequence[Mapping[str, Any]], command: str, title: str
+def _body(
+    table: pd.DataFrame,
+    pictures: Sequence[Picture],
+    masks: Sequence[Mapping[str, Any]],
+    command: str,
+    title: str,
+    out: Path,
 ) -> str:
-    encoded = [base64.b64encode(data).decode() for data in pictures]
-    images = "".join(
-        f'<p><img style="max-width:100%" alt="heat-map" src="data:image/svg+xml;base64,{text}"></p>' for text in encoded
-    )
     header, lines = pair_rows(table)
     named = [[str(value) for value in each.values()] for each in masks]
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
-        f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1>"
+        f"<h1>{escape(title)}</h1>"
         f"<p class=sub>{len(masks)} masks, {len(lines)} pair{'s' * (len(lines) != 1)}</p>"
-        f"<section><h2>How alike</h2>{images}</section>"
-        f"<section><h2>Every pair</h2>{html_table(header, lines)}</section>"
-        f"<section><h2>What was compared</h2>{html_table(list(masks[0]), named)}<pre>{escape(command)}</pre></section>"
-        f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p></section></main></body></html>\n"
+        f"<section><h2>How alike</h2>{pictures_html(pictures)}</section>"
+        f"<section><h2>Every pair</h2>{saved_table(out, 'pairs', header, lines, caption='Every pair')}</section>"
+        f"<section><h2>What was compared</h2>{saved_table(out, 'masks', list(masks[0]), named, caption='Masks')}"
+        f"<pre tabindex=0>{escape(command)}</pre></section>"
+        f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p></section>"
     )
 
 
@@ -224,19 +246,14 @@ def masks_section(out: Path) -> str:
     if not path.is_file():
         return ""
     table = pd.read_csv(path)
-    with style.matplotlib_style():
-        figure = level_figure(table)
-        if figure is None:
-            return ""
-        picture = save_figure(figure, out / "figures" / "masks.svg").read_bytes()
-        save_figure(figure, out / "figures" / "masks.png")
-    encoded = base64.b64encode(picture).decode()
+    picture = write_picture(partial(level_figure, table), out / "figures" / "masks", alt=FIGURES["levels"])
+    if picture is None:
+        return ""
     pairs = table.loc[(table["weight"] == "total") & table["contrast"].fillna("").ne("").to_numpy()]
     return (
-        "<section><h2>How alike are the masks?</h2>"
-        f'<p><img style="max-width:100%" alt="masks" src="data:image/svg+xml;base64,{encoded}"></p>'
-        f"{html_table(*pair_rows(pairs))}<p class=note>{escape(METHOD)} essential-sparsity compare has more: every "
-        "pair, and the displacement.</p></section>"
+        f"<section><h2>How alike are the masks?</h2>{picture.html()}"
+        f"{saved_table(out, 'masks', *pair_rows(pairs), caption='Masks of two pruners')}<p class=note>{escape(METHOD)} "
+        "essential-sparsity compare has more: every pair, and the displacement.</p></section>"
     )
 
 

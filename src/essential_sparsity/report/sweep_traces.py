@@ -10,8 +10,9 @@ import pandas as pd
 
 from essential_sparsity.analysis import SparsityTrace, detect_abrupt_sparsification
 from essential_sparsity.analysis.grouping import short_label, varying_keys
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.report.trace import pictures_html, write_trace_figures
+from essential_sparsity.report.drawing import pictures_html
+from essential_sparsity.report.tables import saved_table
+from essential_sparsity.report.trace import write_trace_figures
 from essential_sparsity.runs import RunRecord, atomic_path, write_json
 from essential_sparsity.traces import has_trace
 
@@ -44,12 +45,13 @@ def traces_section(records: Sequence[RunRecord], out: Path) -> str:
         first.setdefault(setting, index)
     drawn = {setting: traces[index] for setting, index in [*first.items()][:MOST_DRAWN]}
     found = [entries[index] for index in first.values()]
-    _, pictures = write_trace_figures(drawn, out / "figures" / "traces", found=found if len(first) == 1 else ())
+    pictures = write_trace_figures(drawn, out / "figures" / "traces", found=found if len(first) == 1 else ())
     seeds = "" if len(entries) == len(first) else " Drawn: the first seed of each setting."
     return (
         f"<section><h2>Sparsity against the training step</h2><p class=lead>{escape(_lead(entries))}</p>"
-        f"{pictures_html(pictures)}<p class=note>{len(entries)} recorded pre-trainings.{seeds}</p>"
-        f"{html_table(*_by_setting(entries))}{html_table(*_by_run(entries))}</section>"
+        f"{pictures_html(pictures.values())}<p class=note>{len(entries)} recorded pre-trainings.{seeds}</p>"
+        f"{saved_table(out, 'traces-by-setting', *_by_setting(entries), caption='Pre-trainings by setting')}"
+        f"{saved_table(out, 'traces', *_by_run(entries), caption='Pre-trainings one by one')}</section>"
     )
 
 

@@ -1,13 +1,16 @@
 """Tables of a report: curves.csv, the terminal's, and those of the page."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from essential_sparsity.analysis import SparsityCurve
+from essential_sparsity.report.latex import looks_like_number, write_latex
 from essential_sparsity.report.panels import Panel, percent
 from essential_sparsity.runs import RunRecord
 
@@ -86,16 +89,51 @@ def _rendered(table: Any, sentences: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def html_table(header: Sequence[str], lines: Sequence[Sequence[Any]], *, chosen: int | None = None) -> str:
-    """A table of escaped cells; numbers are right-aligned by how they look."""
-    numeric = [all(_looks_like_number(line[i]) for line in lines) for i in range(len(header))] if lines else []
-    style = [' class="number"' if number else "" for number in numeric] or [""] * len(header)
-    head = "".join(f"<th{mark}>{escape(str(name))}</th>" for name, mark in zip(header, style))
+def html_table(
+    header: Sequence[str],
+    lines: Sequence[Sequence[Any]],
+    *,
+    chosen: int | None = None,
+    name: str = "",
+    file: str = "",
+    caption: str = "",
+    facets: Sequence[str] = (),
+    in_order: bool = False,
+) -> str:
+    """A table of escaped cells; numbers are right-aligned by how they look.
+
+    The page saves it as `name`, and from the LaTeX `file` beside the page; `caption` is read aloud, `facets` are
+    attributes of its lines, and `in_order` lines are not to be sorted.
+    """
+    numeric = [all(looks_like_number(line[i]) for line in lines) for i in range(len(header))] if lines else []
+    wide = [max((len(str(line[i])) for line in lines), default=0) > LONG_CELL for i in range(len(header))]
+    style = [" class=number" if number else "" for number in numeric] or [""] * len(header)
+    cell = [" class=wide" if is_wide and not mark else mark for is_wide, mark in zip(wide, style)]
+    head = "".join(f"<th scope=col{mark}>{escape(str(word))}</th>" for word, mark in zip(header, style))
     body = ""
     for i, line in enumerate(lines):
-        cells = "".join(f"<td{mark}>{escape(str(cell))}</td>" for cell, mark in zip(line, style))
-        body += f"<tr{' class=chosen' if i == chosen else ''}>{cells}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        cells = "".join(f"<td{mark}>{escape(str(value))}</td>" for value, mark in zip(line, cell))
+        body += f"<tr{' class=chosen' if i == chosen else ''}{facets[i] if facets else ''}>{cells}</tr>"
+    marks = f' data-name="{escape(name)}"' if name else ""
+    marks += f' data-file="{escape(file)}"' if file else ""
+    marks += " data-order=fixed" if in_order else ""
+    told = f"<caption class=only-read>{escape(caption)}</caption>" if caption else ""
+    table = f"<table{marks}>{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # reachable by keyboard, since it may scroll
+    return f'<div class="scroll" tabindex=0 role=region aria-label="{escape(caption or "table")}">{table}</div>'
+
+
+LONG_CELL = 40
+"""Letters from which a column keeps room on a phone."""
+
+
+def saved_table(out: Path, name: str, header: Sequence[str], lines: Sequence[Sequence[Any]], **options: Any) -> str:
+    """Write `out/tables/<name>.tex` and give the table as HTML; empty where it has no line."""
+    if not lines:
+        return ""
+    name = re.sub(r"[^\w.-]+", "_", name)
+    write_latex(out / "tables" / f"{name}.tex", header, lines)
+    return html_table(header, lines, name=name, file=f"tables/{name}.tex", **options)
 
 
 def level_rows(panel: Panel) -> tuple[list[str], list[list[str]], int | None]:
@@ -122,17 +160,19 @@ def level_rows(panel: Panel) -> tuple[list[str], list[list[str]], int | None]:
     return header, lines, levels.index(panel.level) if panel.level in levels else None
 
 
-def result_rows(panels: Sequence[Panel]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of all curves, controls included."""
-    header = ["curve", "split", "metric", "status", "essential sparsity", "interval", "ε_rel", "free up to",
+def result_rows(panels: Sequence[Panel]) -> tuple[list[str], list[list[str]], list[SparsityCurve]]:
+    """Header, lines and curves of the table of all curves, controls included."""
+    header = ["on", "curve", "split", "metric", "status", "essential sparsity", "interval", "ε_rel", "free up to",
               "costly from", "turn width", "dense", "chance", "seeds", "rows"]  # fmt: skip
-    lines, seen = [], set()
-    for curve, result in [pair for panel in panels for pair in [(panel.curve, panel.result), *panel.beside]]:
-        if id(curve) in seen:
+    lines, curves = [], {}
+    every = [(each.title, *pair) for each in panels for pair in [(each.curve, each.result), *each.beside]]
+    for title, curve, result in every:
+        if id(curve) in curves:
             continue
-        seen.add(id(curve))
+        curves[id(curve)] = curve
         lines.append(
             [
+                title,
                 curve.label,
                 result.split,
                 result.metric,
@@ -149,7 +189,7 @@ def result_rows(panels: Sequence[Panel]) -> tuple[list[str], list[list[str]]]:
                 f"{result.num_rows:,}",
             ]
         )
-    return header, lines
+    return header, lines, list(curves.values())
 
 
 def excess_rows(panel: Panel) -> tuple[list[str], list[list[str]]]:
@@ -209,8 +249,3 @@ def _interval(low: float | None, high: float | None) -> str:
     if low is None:
         return "–"
     return f"[{low:.3g}, {'…)' if high is None else f'{high:.3g}]'}"
-
-
-def _looks_like_number(cell: Any) -> bool:
-    text = str(cell).strip(" %+…[](),–")
-    return not text or text.replace(",", "").replace(".", "").replace("-", "").replace("e", "").strip(" …+").isdigit()

@@ -1,7 +1,6 @@
 """Pictures and page of sparsity traces: functions of SparsityTrace, drawn without a screen."""
 
-import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,19 @@ from matplotlib.figure import Figure
 from essential_sparsity.analysis import SparsityTrace, detect_abrupt_sparsification
 from essential_sparsity.analysis.trace import RELATIVE
 from essential_sparsity.report import style
-from essential_sparsity.report.figures import empty_figure, save_figure, short_kind
-from essential_sparsity.report.similarity import POLICY
-from essential_sparsity.report.tables import html_table
-from essential_sparsity.runs import atomic_path
+from essential_sparsity.report.drawing import (
+    Draw,
+    Picture,
+    empty_figure,
+    legend_below,
+    pictures_html,
+    plot_grid,
+    write_picture,
+)
+from essential_sparsity.report.figures import short_kind
+from essential_sparsity.report.site import write_summary
+from essential_sparsity.report.skeleton import write_page
+from essential_sparsity.report.tables import saved_table
 
 Traces = Mapping[str, SparsityTrace]
 """Label → trace; the first one is drawn in detail."""
@@ -49,37 +57,27 @@ def change_points(
 def write_trace_page(
     traces: Traces, folder: Path, *, found: Found, checkpoints: Sequence[Mapping[str, Any]] = (), command: str = ""
 ) -> list[Path]:
-    """Write `folder/index.html` (self-contained) and `folder/figures/*.svg|png`."""
-    written, pictures = write_trace_figures(traces, folder / "figures", found=found)
-    with atomic_path(folder / "index.html") as temporary:
-        temporary.write_text(_page(traces, pictures, found, checkpoints, command), encoding="utf-8")
-    return [*written, folder / "index.html"]
+    """Write `folder/index.html` (self-contained), `folder/figures/*.svg|png`, the same for one column, and tables."""
+    pictures = write_trace_figures(traces, folder / "figures", found=found)
+    title, body = next(iter(traces)), _body(traces, pictures, found, checkpoints, command, folder)
+    write_page(folder / "index.html", title, body)
+    lead = str(found[0]["sentence"]) if found else ""
+    write_summary(folder, title=title, kind="trace", sentences=[lead])
+    return [*(path for picture in pictures.values() for path in picture.files), folder / "index.html"]
 
 
-LONGEST_LABEL, LETTERS_PER_INCH, LEGEND_LINE = 72, 14, 0.19  # of legends in 8 points; a line in inches
-
-
-def write_trace_figures(traces: Traces, folder: Path, *, found: Found) -> tuple[list[Path], dict[str, bytes]]:
-    """Write every figure of traces as SVG and PNG; give the files, and the SVGs by kind."""
-    drawings: dict[str, Callable[[], Figure | None]] = {
-        "trace": lambda: curve_figure(traces, found),
-        "layers": lambda: layer_figure(traces),
-        "thresholds": lambda: threshold_figure(traces),
-        "shape": lambda: shape_figure(traces),
-        "training": lambda: training_figure(traces),
-    }
-    written, pictures = [], {}
-    with style.matplotlib_style():
-        for kind, draw in drawings.items():
-            figure = draw()
-            if figure is None:
-                continue
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, for both files
-            files = [save_figure(figure, folder / f"{kind}.{suffix}") for suffix in ("svg", "png")]
-            written += files
-            pictures[kind] = files[0].read_bytes()
-    return written, pictures
+def write_trace_figures(traces: Traces, folder: Path, *, found: Found) -> dict[str, Picture]:
+    """Write every figure of traces under `folder`, which lies in a `figures`; give them by kind."""
+    drawings: dict[str, tuple[Draw, str]] = {
+        "trace": (lambda: curve_figure(traces, found), "Share of weights near zero against the training step, by the "
+                  "relative and the absolute definition, with what weight decay alone would do"),
+        "layers": (lambda: layer_figure(traces), "Share near zero, training step by layer and by kind of matrix"),
+        "thresholds": (lambda: threshold_figure(traces), "Change of the share below every threshold, by training step"),
+        "shape": (lambda: shape_figure(traces), "Gini coefficient and kurtosis of the weights by training step"),
+        "training": (lambda: training_figure(traces), "Training loss and learning rate by training step"),
+    }  # fmt: skip
+    found_pictures = {kind: write_picture(draw, folder / kind, alt=alt) for kind, (draw, alt) in drawings.items()}
+    return {kind: picture for kind, picture in found_pictures.items() if picture is not None}
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -90,26 +88,16 @@ def curve_figure(traces: Traces, found: Found = ()) -> Figure:
 
     Change points of the whole model are dashed lines.
     """
-    figure = empty_figure(10, 4.2)
-    left, right = figure.subplots(1, 2)
+    figure = empty_figure(style.TWO_COLUMNS, 2.4)
+    left, right = plot_grid(figure, 2)
     for axes, zero in ((left, "relative"), (right, "absolute")):
         for i, (label, trace) in enumerate(traces.items()):
             _draw_shares(axes, label, trace, zero, _colour(i))
         _mark(axes, found)
         axes.set(xlabel="training step", ylabel="share of the prunable weights")
-        axes.set_title(_TITLES[zero], fontsize=9)
-    _legend_below(figure, left)
+        axes.set_title(_TITLES[zero])
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    """Put a legend under the figure in as many columns as its labels leave room for; the figure grows by its lines."""
-    handles, labels = axes.get_legend_handles_labels()
-    labels = [label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…" for label in labels]
-    width, height = figure.get_size_inches()
-    columns = max(1, min(4, int(width * LETTERS_PER_INCH) // (max(map(len, labels), default=0) + 6)))
-    figure.set_size_inches(width, height + LEGEND_LINE * -(-len(labels) // columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _draw_shares(axes: Axes, label: str, trace: SparsityTrace, zero: str, colour: str) -> None:
@@ -121,7 +109,7 @@ def _draw_shares(axes: Axes, label: str, trace: SparsityTrace, zero: str, colour
     for name, (line, table) in lines.items():
         shares = table["total"].to_numpy(float)
         if np.isfinite(shares).all() and (line != "-." or shares.any()):
-            axes.plot(trace.steps, shares, color=colour, lw=1.8 if line == "-" else 1.1, ls=line, label=name)
+            axes.plot(trace.steps, shares, color=colour, lw=1.4 if line == "-" else 0.9, ls=line, label=name)
 
 
 _TITLES = {"relative": "|w| < 0.05 · RMS at the same step", "absolute": "|w| < 0.05 · σ of the first record"}
@@ -134,8 +122,8 @@ def layer_figure(traces: Traces) -> Figure | None:
     tables = [table for table in tables if table.shape[1] > 1]
     if not tables:
         return None
-    figure = empty_figure(5.4 * len(tables), 1.6 + 0.26 * max(table.shape[1] for table in tables))
-    for axes, table in zip(np.atleast_1d(figure.subplots(1, len(tables))), tables):
+    figure = empty_figure(style.ONE_COLUMN * len(tables), 0.9 + 0.17 * max(table.shape[1] for table in tables))
+    for axes, table in zip(plot_grid(figure, len(tables)), tables):
         names = [short_kind(str(name)) for name in table.columns]
         _heat(figure, axes, table.to_numpy().T, table.index.to_numpy(), names)
         axes.set(xlabel="training step", ylabel=str(table.columns.name))
@@ -146,7 +134,7 @@ def threshold_figure(traces: Traces) -> Figure:
     """Share below every multiple of the RMS, less the first record's, against the step: no threshold is chosen."""
     trace = next(iter(traces.values()))
     shares = np.stack([trace.share(multiple=m)["total"].to_numpy() for m in GRID_OF_MULTIPLES])
-    figure = empty_figure(6.4, 3.4)
+    figure = empty_figure(4.5, 2.4)
     axes = figure.subplots()
     change = 100 * (shares - shares[:, :1])
     reach = max(float(np.abs(change).max()), 1e-3)
@@ -160,8 +148,8 @@ def threshold_figure(traces: Traces) -> Figure:
 
 def shape_figure(traces: Traces) -> Figure:
     """Gini coefficient and kurtosis of the weights against the step: free of scale and of threshold."""
-    figure = empty_figure(10, 3)
-    gini, kurtosis = figure.subplots(1, 2)
+    figure = empty_figure(style.TWO_COLUMNS, 1.9)
+    gini, kurtosis = plot_grid(figure, 2)
     for i, (label, trace) in enumerate(traces.items()):
         gini.plot(trace.steps, trace.gini()["total"], color=_colour(i), label=label)
         kurtosis.plot(trace.steps, trace.kurtosis()["total"], color=_colour(i), label=label)
@@ -169,7 +157,7 @@ def shape_figure(traces: Traces) -> Figure:
     kurtosis.axhline(3, color=style.MUTED, ls=":", label="Gaussian")
     gini.set(xlabel="training step", ylabel="Gini of |w|")
     kurtosis.set(xlabel="training step", ylabel="kurtosis")
-    _legend_below(figure, gini)
+    legend_below(figure, *gini.get_legend_handles_labels())
     return figure
 
 
@@ -178,13 +166,13 @@ def training_figure(traces: Traces) -> Figure | None:
     known = {label: trace.progress for label, trace in traces.items() if np.isfinite(trace.progress["loss"]).sum() > 0}
     if not known:
         return None
-    figure = empty_figure(10, 3)
-    left, right = figure.subplots(1, 2)
+    figure = empty_figure(style.TWO_COLUMNS, 1.9)
+    left, right = plot_grid(figure, 2)
     for axes, column, words in ((left, "loss", "training loss"), (right, "lr", "learning rate")):
         for i, (label, table) in enumerate(known.items()):
             axes.plot(table.index, table[column], color=_colour(i), label=label)
         axes.set(xlabel="training step", ylabel=words)
-    _legend_below(figure, left)
+    legend_below(figure, *left.get_legend_handles_labels())
     return figure
 
 
@@ -219,17 +207,13 @@ def _edges(steps: np.ndarray) -> np.ndarray:
 # --- page -------------------------------------------------------------------------------------------------------------
 
 
-def pictures_html(pictures: Mapping[str, bytes]) -> str:
-    """Put SVGs into a page, self-contained."""
-    encoded = {kind: base64.b64encode(data).decode() for kind, data in pictures.items()}
-    return "".join(
-        f'<p><img style="max-width:100%" alt="{kind}" src="data:image/svg+xml;base64,{text}"></p>'
-        for kind, text in encoded.items()
-    )
-
-
-def _page(
-    traces: Traces, pictures: Mapping[str, bytes], found: Found, checkpoints: Sequence[Mapping[str, Any]], command: str
+def _body(
+    traces: Traces,
+    pictures: Mapping[str, Picture],
+    found: Found,
+    checkpoints: Sequence[Mapping[str, Any]],
+    command: str,
+    out: Path,
 ) -> str:
     title = next(iter(traces))
     trace = traces[title]
@@ -238,18 +222,15 @@ def _page(
     )
     lead = escape(str(found[0]["sentence"])) if found else ""
     left_out = [[each["name"], each["status"], each["reason"]] for each in checkpoints if each["status"] != "measured"]
-    missing = (
-        f"<section><h2>Left out</h2>{html_table(['checkpoint', '', 'why'], left_out)}</section>" if left_out else ""
-    )
+    lacking = saved_table(out, "left_out", ["checkpoint", "", "why"], left_out, caption="Left out")
+    missing = f"<section><h2>Left out</h2>{lacking}</section>" if left_out else ""
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><link rel="icon" href="data:,">'
-        f"<style>{style.CSS}</style></head>\n<body><main><h1>{escape(title)}</h1><p class=sub>{about}</p>"
-        f"<section><p class=lead>{lead}</p>{pictures_html(pictures)}</section>{missing}"
-        f"<section><h2>Change points</h2>{html_table(*_found_rows(found))}</section>"
-        f"<section><h2>Records</h2>{html_table(*_record_rows(trace))}</section>"
-        f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p><pre>{escape(command)}</pre></section>"
-        "</main></body></html>\n"
+        f"<h1>{escape(title)}</h1><p class=sub>{about}</p>"
+        f"<section><h2>Sparsity against the training step</h2><p class=lead>{lead}</p>"
+        f"{pictures_html(pictures.values())}</section>{missing}"
+        f"<section><h2>Change points</h2>{saved_table(out, 'change_points', *_found_rows(found))}</section>"
+        f"<section><h2>Records</h2>{saved_table(out, 'records', *_record_rows(trace))}</section>"
+        f"<section><h2>How it is measured</h2><p>{escape(METHOD)}</p><pre tabindex=0>{escape(command)}</pre></section>"
     )
 
 
