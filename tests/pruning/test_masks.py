@@ -205,3 +205,13 @@ def test_similarity_of_empty_and_full_masks_is_undefined_not_wrong() -> None:
     row = full.similarity(full)[-1]
     assert math.isnan(float(row["kappa"]))
     assert math.isnan(float(row["jaccard_removed"]))
+
+
+def test_equal_masks_are_equal_files(tmp_path):
+    weights = {"ä": torch.randn(3, 5), "b": torch.randn(4, 2)}
+    files = set()
+    for number in range(8):
+        Pruner()(weights, sparsity=0.5).save(tmp_path / f"{number}.safetensors")
+        files.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(files) == 1
+    assert set(Masks.load(tmp_path / "0.safetensors")) == set(weights)

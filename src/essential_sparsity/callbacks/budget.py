@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from essential_sparsity.callbacks.whole_batch import num_rows
 
 VIEWS = ("global_views", "local_views")
 """Entries of a batch whose rows are the second dimension: [views, rows, …]."""
@@ -38,13 +41,18 @@ def training_flops(module: Any, batch: Mapping[str, Tensor]) -> float:
 class Budget(Callback):
     """Count the images that training has seen, and at the first batch the operations that each costs.
 
-    `num_images` and `train_flops` (of the whole training so far; None before the first batch and for a module without
-    `loss`) are what a run tells of its budget. Add it behind what makes views.
+    `num_images` and `train_flops` (of the whole training so far; None before the first batch, for a module without
+    `loss` and for one in shards) are what a run tells of its budget. Add it behind what makes views.
     """
 
     def __init__(self) -> None:
-        self.num_images = 0
+        self._num_images: Tensor | int = 0
         self.flops_per_image: float | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images that training has seen."""
+        return int(self._num_images)
 
     @property
     def train_flops(self) -> float | None:
@@ -53,7 +61,8 @@ class Budget(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the operations of a row, once."""
-        if self.flops_per_image is None and callable(getattr(pl_module, "loss", None)):
+        is_sharded = isinstance(next(pl_module.parameters()), DTensor)  # whose operations are not all of the model's
+        if self.flops_per_image is None and callable(getattr(pl_module, "loss", None)) and not is_sharded:
             with trainer.precision_plugin.train_step_context():
                 self.flops_per_image = training_flops(pl_module, batch)
 
@@ -61,7 +70,7 @@ class Budget(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch's images."""
-        self.num_images += len(batch["row"])
+        self._num_images = self._num_images + num_rows(outputs, batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the counts."""
@@ -69,4 +78,4 @@ class Budget(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the counts of a checkpoint."""
-        self.num_images, self.flops_per_image = state_dict["num_images"], state_dict["flops_per_image"]
+        self._num_images, self.flops_per_image = state_dict["num_images"], state_dict["flops_per_image"]

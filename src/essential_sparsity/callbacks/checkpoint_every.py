@@ -6,6 +6,9 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+AGREED_EVERY = 10
+"""Optimizer steps after which several ranks look at the clock together, which waits for the device."""
+
 
 class CheckpointEvery(Callback):
     """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps where that is given."""
@@ -28,11 +31,16 @@ class CheckpointEvery(Callback):
         epoch's first step saves instead. (An epoch of a single step is never saved: such runs start afresh.)
         """
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between and batch_idx + 1 < trainer.num_training_batches and self._due(trainer.global_step):
+        if between and batch_idx + 1 < trainer.num_training_batches and self._due(trainer):
             trainer.save_checkpoint(self.path)
             self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
-    def _due(self, step: int) -> bool:
+    def _due(self, trainer: Trainer) -> bool:
         if self.steps is not None:
-            return step >= self.saved_step + self.steps
-        return self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
+            return trainer.global_step >= self.saved_step + self.steps
+        due = self.minutes is not None and time.monotonic() - self.saved_at >= 60 * self.minutes
+        if trainer.world_size == 1 or self.minutes is None:
+            return due
+        if trainer.global_step % AGREED_EVERY:
+            return False
+        return trainer.strategy.reduce_boolean_decision(due, all=False)  # clocks differ: ranks save together

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from essential_sparsity.callbacks.whole_batch import num_rows
 from essential_sparsity.data.batches import BatchLoader, BatchOrder, random_permutation
 from essential_sparsity.probing import feature_spread, knn_votes, linear_predictions, unit_rows
 from essential_sparsity.runs import Run
@@ -58,13 +59,18 @@ class FeatureProbes(Callback):
         self.every_epochs, self.k, self.linear, self.stop_at = every_epochs, k, linear, stop_at
         self.num_rows, self.folder = num_rows, None if folder is None else Path(folder)
         self.rows: list[dict[str, Any]] = []
-        self.num_images = 0
+        self._num_images: Tensor | int = 0
         self._data: Any = None
         self._seconds, self._started = 0.0, time.monotonic()
 
     def bind(self, data: Any) -> None:
         """Take the data (a ClassificationData, prepared before training starts) whose rows are probed with."""
         self._data = data
+
+    @property
+    def num_images(self) -> int:
+        """Images that training has seen."""
+        return int(self._num_images)
 
     # --- when ---
 
@@ -92,13 +98,14 @@ class FeatureProbes(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch's images."""
-        self.num_images += len(batch["row"])
+        self._num_images = self._num_images + num_rows(outputs, batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Probe where an epoch is due, and stop where enough is known."""
         if (trainer.current_epoch + 1) % self.every_epochs == 0:
             self._probe(trainer, pl_module)
-            if self.stop_at is not None and self.rows[-1]["knn"] >= self.stop_at:
+            reached = self.stop_at is not None and self.rows[-1]["knn"] >= self.stop_at
+            if trainer.strategy.reduce_boolean_decision(reached, all=False):
                 trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,7 +121,7 @@ class FeatureProbes(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint; what was probed behind it is probed again."""
         self.rows = [dict(row) for row in state_dict["rows"]]
-        self.num_images, self._seconds = state_dict["num_images"], state_dict["seconds"]
+        self._num_images, self._seconds = state_dict["num_images"], state_dict["seconds"]
 
     # --- a probe ---
 

@@ -11,11 +11,13 @@ from typing import Any, cast
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from essential_sparsity.pruning import Architecture, Masks, prunable_weights
 from essential_sparsity.pruning.masks import INTEGERS, keep_bits, zero_pruned_
+from essential_sparsity.pruning.shards import held_part, held_rows
 
 KEEP_ZEROS = (
     *(torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad),
@@ -34,7 +36,9 @@ class PruningCallback(Callback):
     module's inputs. `masks` and `notes` (what the pruner says of its work) exist from `setup` on. A module may declare
     copies of the model (EMA, teacher) by `shadows()`: they are masked at the start and checked at checkpoints. Resuming
     from a checkpoint that was written under other masks, or under none, raises ValueError. `sparsity=None` and 0.0 take
-    the same path with all-true masks and change no number.
+    the same path with all-true masks and change no number. Several ranks compare their masks, and whole weights (DDP)
+    bit by bit, at the start and every `compared_every` optimizer steps: RuntimeError where they differ. Weights in
+    shards (FSDP2) are masked where they lie.
     """
 
     def __init__(
@@ -44,8 +48,11 @@ class PruningCallback(Callback):
         sparsity: object = None,
         architecture: Architecture | None = None,
         batches: Sequence[Mapping[str, Tensor]] | None = None,
+        compared_every: int = 1000,
     ) -> None:
-        self.pruner = pruner
+        if not isinstance(compared_every, int) or isinstance(compared_every, bool) or compared_every < 1:
+            raise ValueError(f"compared_every={compared_every!r} is no positive number of steps: give 1 or more")
+        self.pruner, self.compared_every = pruner, compared_every
         self.sparsity = pruner.resolve(sparsity)
         self.architecture = architecture
         self.batches = batches
@@ -55,7 +62,7 @@ class PruningCallback(Callback):
         self._names: dict[str, str] = {}
         self._hooks: list[RemovableHandle] = []
         self._restored = False
-        self._num_steps = 0
+        self._num_steps, self._compared = 0, 0
 
     @property
     def masks(self) -> Masks:
@@ -106,9 +113,9 @@ class PruningCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind masks to the weights where they now lie, and check that all ranks have the same."""
-        if trainer.world_size > 1:
-            _check_ranks(self.masks.digest())
         weights = prunable_weights(pl_module, self.architecture)
+        if trainer.world_size > 1:
+            check_ranks(self.masks, weights, step=trainer.global_step)
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         self._names = {canonical: names[id(weight)] for canonical, weight in weights.items()}
         self._held = [(weight, keep_bits(keep)) for _, weight, keep in self._pruned(weights)]
@@ -119,7 +126,7 @@ class PruningCallback(Callback):
             raise ValueError(f"checkpoint {trainer.ckpt_path} holds weights alone, no masks: resume from a full one")
         if self._restored:
             self._check_zero(prunable_weights(pl_module, self.architecture), "the restored model")
-        self._num_steps = 0
+        self._num_steps, self._compared = 0, trainer.global_step
         self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in trainer.optimizers]
 
     # --- at every step ---
@@ -129,7 +136,7 @@ class PruningCallback(Callback):
         """Zero the pruned gradients: unscaled, and before clipping takes their norm."""
         for weight, bits in self._held:
             if weight.grad is not None:
-                zero_pruned_(weight.grad, bits)
+                zero_pruned_(held_part(weight.grad), bits)
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,7 +145,18 @@ class PruningCallback(Callback):
         if type(optimizer) in KEEP_ZEROS and self._num_steps % RENEWED_EVERY != 1:
             return
         for weight, bits in self._held:
-            zero_pruned_(weight, bits)
+            zero_pruned_(held_part(weight), bits)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare ranks now and then."""
+        step = trainer.global_step
+        if trainer.world_size > 1 and step > self._compared and step % self.compared_every == 0:
+            weights = prunable_weights(pl_module, self.architecture)
+            self._check_zero(weights, "the model")
+            check_ranks(self.masks, weights, step=step)
+            self._compared = step
 
     # --- checkpoints ---
 
@@ -152,8 +170,8 @@ class PruningCallback(Callback):
         """Check that all that is saved is exactly zero where it is pruned."""
         if self._masks is None:
             return
-        saved = checkpoint["state_dict"]
-        self._check_zero({canonical: saved[name] for canonical, name in self._names.items()}, "the checkpoint")
+        saved = checkpoint["state_dict"]  # of shards it is put together on rank 0 alone
+        self._check_zero({canonical: saved[name] for canonical, name in self._names.items() if saved}, "the checkpoint")
         for weights in self._shadow_weights(pl_module):
             self._check_zero(weights, "a shadow")
 
@@ -183,11 +201,11 @@ class PruningCallback(Callback):
         """Go through the weights that lose anything: name, weight, keep mask on the weight's device."""
         for name, weight in weights.items():
             if self.masks.num_kept(name) < self.masks.num(name):
-                yield name, weight, self.masks[name].to(weight.device)
+                yield name, weight, held_rows(self.masks[name], weight).to(weight.device)
 
     def _check_zero(self, weights: Mapping[str, Tensor], where: str) -> None:
         for name, weight, keep in self._pruned(weights):
-            bits = weight.detach().view(INTEGERS[weight.element_size()])
+            bits = held_part(weight.detach()).view(INTEGERS[weight.element_size()])
             bad = int(torch.count_nonzero(bits.masked_fill(keep, 0)))
             if bad:
                 raise RuntimeError(f"{bad} pruned entries of {name!r} in {where} are not +0.0: something wrote to them")
@@ -205,11 +223,15 @@ def _told(sparsity: Fraction | None) -> str:
     return "the masks' own" if sparsity is None else f"{float(sparsity):g}"
 
 
-def _check_ranks(digest: str) -> None:
-    """Raise RuntimeError, on every rank, where ranks chose different masks."""
-    digests: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(digests, digest)
-    if len(set(digests)) > 1:
-        raise RuntimeError(
-            f"ranks chose different masks ({', '.join(d[:8] for d in digests)}): load equal weights on all"
-        )
+def check_ranks(masks: Masks, weights: Mapping[str, Tensor], *, step: int) -> None:
+    """Raise RuntimeError, on every rank, where ranks have different masks, or different weights that lie whole."""
+    whole = {name: weight.detach() for name, weight in weights.items() if not isinstance(weight, DTensor)}
+    sums = [int(w.view(INTEGERS[w.element_size()]).sum(dtype=torch.int64)) for w in whole.values()]
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (masks.digest(), sums))
+    if any(digest != told[0][0] for digest, _ in told):
+        digests = ", ".join(digest[:8] for digest, _ in told)
+        raise RuntimeError(f"ranks chose different masks ({digests}): load equal weights on all")
+    for name, column in zip(whole, zip(*(sums for _, sums in told), strict=True), strict=True):
+        if len(set(column)) > 1:
+            raise RuntimeError(f"ranks have different weights {name!r} at step {step}: one has gone astray, start anew")

@@ -1,5 +1,6 @@
 """Keep the weights of one step, as plain model files: where lottery tickets are rewound to."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from essential_sparsity.runs import atomic_folder
 class Snapshot(Callback):
     """Write the model after `step` optimizer steps to `folder`, whole or not at all, by `backbone.save`.
 
-    Raises ValueError before a training that is shorter.
+    `model(trainer)` gives it; all ranks ask, since it may be in shards, and rank 0 writes. Raises ValueError before a
+    training that is shorter.
     """
 
-    def __init__(self, step: int, folder: Path, backbone: Any, model: Any) -> None:
+    def __init__(self, step: int, folder: Path, backbone: Any, model: Callable[[Trainer], Any]) -> None:
         if step < 1:
             raise ValueError(f"step={step} has no weights to keep: give a step of at least 1")
         self.step, self.folder, self.backbone, self.model = step, folder, backbone, model
@@ -31,7 +33,9 @@ class Snapshot(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when the step is reached."""
-        if trainer.global_step != self.step or self.folder.is_dir() or not trainer.is_global_zero:
+        if trainer.global_step != self.step:
             return
-        with atomic_folder(self.folder) as temporary:
-            self.backbone.save(self.model, temporary)
+        model = self.model(trainer)
+        if trainer.is_global_zero and not self.folder.is_dir():
+            with atomic_folder(self.folder) as temporary:
+                self.backbone.save(model, temporary)

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from essential_sparsity.callbacks.whole_batch import MEAN_LOSS, mean_loss, num_tokens
 from essential_sparsity.pruning import Architecture, architecture_of, layer_of, prunable_weights
 from essential_sparsity.pruning.moments import Measurement, measure_later
 from essential_sparsity.traces import drop_records, merge_records, recorded_steps, write_record
@@ -202,22 +203,25 @@ class SparsityRecorder(Callback):
 class _Since:
     """Losses and tokens since the last record; they stay on their device until one is due."""
 
+    are_whole = False  # of all ranks, as the strategies of devices.py tell them
+
     def __init__(self, loss: Tensor | float = 0.0, batches: int = 0, tokens: Tensor | int = 0) -> None:
         self.loss, self.batches, self.tokens = loss, batches, tokens
 
     def add(self, outputs: Any, batch: Any, accumulated: int) -> None:
         """Add one batch."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self.loss = self.loss + loss.detach().float() * accumulated
+        loss = mean_loss(outputs, accumulated)
+        if loss is not None:
+            self.loss = self.loss + loss
             self.batches += 1
-        self.tokens = self.tokens + tokens_in(batch)
+        self.tokens = self.tokens + num_tokens(outputs, batch)
+        self.are_whole = isinstance(outputs, Mapping) and MEAN_LOSS in outputs
 
     def take(self, trainer: Trainer) -> tuple[Tensor | float, Tensor | int]:
         """Give the mean loss and the number of tokens over all ranks, and begin anew; one rank waits for nothing."""
         loss, batches, tokens = self.loss, self.batches, self.tokens
         self.loss, self.batches, self.tokens = 0.0, 0, 0
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and not self.are_whole:  # Lightning's own strategies: each rank's batch is its own
             found = torch.tensor([float(loss), batches, float(tokens)], dtype=torch.float64)
             found = found.to(trainer.strategy.root_device)
             torch.distributed.all_reduce(found)
@@ -233,15 +237,6 @@ class _Since:
         """Go on from a state; a loss restored as a tensor adds up in fp32 as it would have."""
         loss, batches, tokens = state
         return cls(torch.tensor(loss, dtype=torch.float32), int(batches), int(tokens))
-
-
-def tokens_in(batch: Any) -> Tensor | int:
-    """Count a batch's tokens without padding, without waiting for the device; 0 where it holds no text."""
-    if not isinstance(batch, Mapping):
-        return 0
-    if isinstance(mask := batch.get("attention_mask"), Tensor):
-        return mask.sum()
-    return ids.numel() if isinstance(ids := batch.get("input_ids"), Tensor) else 0
 
 
 def _write(

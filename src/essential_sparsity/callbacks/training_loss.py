@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from essential_sparsity.callbacks.whole_batch import mean_loss
+
 WINDOW = 100
 """Batches that the final training loss is the mean of, at most; never more than the last epoch's."""
 
@@ -28,7 +30,9 @@ class TrainingLoss(Callback):
         """Keep this batch's loss on its device."""
         if self.losses.maxlen != (window := min(WINDOW, int(trainer.num_training_batches))):
             self.losses = deque(self.losses, maxlen=window)
-        self.losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
+        loss = mean_loss(outputs, trainer.accumulate_grad_batches)
+        assert loss is not None
+        self.losses.append(loss)
         self.seen += 1
         if self.seen % WINDOW == 0:
             self.check(trainer)

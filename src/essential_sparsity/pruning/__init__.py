@@ -14,6 +14,7 @@ from essential_sparsity.pruning.architecture import (
     prunable_weights,
 )
 from essential_sparsity.pruning.explicit import Explicit
+from essential_sparsity.pruning.formula import Formula
 from essential_sparsity.pruning.histogram import MagnitudeHistogram
 from essential_sparsity.pruning.lottery import Lottery, MatchedCompute, ReassignedLottery, TransferredLottery
 from essential_sparsity.pruning.masks import Masks
@@ -32,6 +33,7 @@ __all__ = [
     "Calibration",
     "ErdosRenyi",
     "Explicit",
+    "Formula",
     "Global",
     "Lottery",
     "Magnitude",

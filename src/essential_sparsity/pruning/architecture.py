@@ -265,6 +265,12 @@ def prunable_names(names: Iterable[str], architecture: Architecture | None = Non
     return {canonical: found[canonical] for canonical in sorted(found, key=natural_order)}
 
 
+def block_names(names: Iterable[str], architecture: Architecture) -> list[str]:
+    """Name the modules that are blocks, in the order of these parameter names: `bert.encoder.layer.0`, …."""
+    found = ((name, _find_block(architecture.blocks, name)) for name in names)
+    return list(dict.fromkeys(name[: block.end()].rstrip(".") for name, block in found if block is not None))
+
+
 def layer_of(canonical: str) -> int:
     """Give the layer's number in a canonical name: 3 for `encoder.layer.3.output.dense.weight`."""
     return int(_split(canonical)[0])

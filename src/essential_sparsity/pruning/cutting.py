@@ -16,7 +16,7 @@ def keep_above_cuts(competitors: Competitors, nums_pruned: Sequence[int]) -> lis
 
     One pass over the weights for all counts.
     """
-    cuts = competitors.cut(nums_pruned)
+    cuts = competitors.cuts_here(nums_pruned)
     masks = [_empty_masks(competitors.sizes) for _ in cuts]
     levels = [(cut.code, _TiesSeen.both_ways(cut) if cut.splits_ties else None) for cut in cuts]
     pieces = competitors.pieces(CHUNKS if competitors.is_wide else 1)

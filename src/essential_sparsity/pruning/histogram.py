@@ -156,7 +156,9 @@ class MagnitudeHistogram:
         form = form or common_form(named)
         kind = "float16" if form == "float16" else "bfloat16"
         if all(weight.is_cuda for weight in named.values()) and named:
-            counts = np.sum([_count_on_gpu(weight.detach(), _DTYPES[form]) for weight in named.values()], axis=0)
+            counts = np.zeros(BINS, dtype=np.int64)
+            for weight in named.values():
+                counts += _count_on_gpu(weight.detach(), _DTYPES[form]) if weight.numel() else 0
         else:
             counts = _count_on_host(named, form)
         if counts[_FIRST_NON_FINITE[kind] :].any():

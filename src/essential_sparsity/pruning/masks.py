@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.pruning.architecture import Architecture, natural_order, prunable_weights
+from essential_sparsity.pruning.shards import held_part, held_rows
 from essential_sparsity.runs import atomic_path
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -115,7 +116,7 @@ class Masks(Mapping[str, Tensor]):
         self.check(named)
         for name, weight in named.items():
             if self.num_kept(name) < self.num(name):
-                zero_pruned_(weight, keep_bits(self[name].to(weight.device)))
+                zero_pruned_(held_part(weight), keep_bits(held_rows(self[name], weight).to(weight.device)))
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Raise ValueError, naming weights, where the masks do not fit these weights."""
@@ -147,15 +148,13 @@ class Masks(Mapping[str, Tensor]):
         metadata |= {key: str(value) for key, value in optional.items() if value is not None}
         with atomic_path(path) as temporary:
             save_file({name: np.ascontiguousarray(bits) for name, bits in self.bits.items()}, temporary, metadata)
+            _order_metadata(temporary)
 
     @classmethod
     def load(cls, path: Path | str) -> "Masks":
         """Read a file that `save` wrote; raises ValueError naming a file that is cut short or holds no masks."""
         stored = Checkpoint.open(path)
-        metadata = stored.metadata
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no masks (format {metadata.get('format')!r}, expected {FORMAT!r})")
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
+        metadata, shapes = stored.metadata, checked_shapes(stored)
         requested = metadata.get("requested")
         return cls(
             {name: stored[name].numpy().copy() for name in shapes},
@@ -236,6 +235,41 @@ def zero_pruned_(tensor: Tensor, bits: Tensor) -> None:
 
 def _count_ones(bits: np.ndarray) -> int:
     return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def checked_shapes(stored: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Give the shapes of a masks file's weights, once everything that it must tell is there and fits its tensors.
+
+    Raises ValueError naming the file and what it lacks.
+    """
+    metadata = stored.metadata
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{stored.path} holds no masks (format {metadata.get('format')!r}, expected {FORMAT!r})")
+    try:
+        shapes = {name: tuple(map(int, shape)) for name, shape in json.loads(metadata["shapes"]).items()}
+        numbers = (Fraction(metadata.get("requested", 0)), int(metadata["num_ties"]), float(metadata["sparsity"]))
+        lacking = {"score", "allocation", "pattern"} - metadata.keys()
+        if lacking or not all(number >= 0 for number in numbers):
+            raise ValueError(f"no {', '.join(sorted(lacking)) or 'number from 0 on'}")
+    except (KeyError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{stored.path} holds no masks that can be read ({error!r}): save them again") from None
+    for name, shape in shapes.items():
+        length = -(-math.prod(shape) // 8)
+        if name not in stored or (stored.dtype(name), stored.shape(name)) != (torch.uint8, (length,)):
+            raise ValueError(f"{stored.path} has no {length:,} bytes of bits for {name!r} of shape {shape}")
+    return shapes
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors header: its writer shuffles them, and equal masks must be equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+        written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(written) <= length
+        file.seek(8)
+        file.write(written.ljust(length))
 
 
 def _similarity(counts: list[tuple[int, int, int, int]]) -> dict[str, int | float]:

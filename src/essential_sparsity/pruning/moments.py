@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 
 from essential_sparsity.pruning.histogram import (
     Flats,
@@ -24,6 +24,7 @@ from essential_sparsity.pruning.histogram import (
     magnitude_bits,
     pieces,
 )
+from essential_sparsity.pruning.shards import own_part
 
 TRACE_BINS = 2**14
 FIRST_NON_FINITE = 0x7F80 >> 1
@@ -71,7 +72,7 @@ def measure_later(weights: Mapping[str, Tensor]) -> Callable[[], Measurement]:
 
     The weights may change as soon as this returns: later work on the GPU queues behind the measuring.
     """
-    local = {name: _own_part(weight.detach()) for name, weight in weights.items()}
+    local = {name: own_part(weight.detach()) for name, weight in weights.items()}
     form = common_form(local)
     form = "float32" if form == "float16" else form
     if any(isinstance(weight, DTensor) for weight in weights.values()):
@@ -129,17 +130,6 @@ def _summed(names: list[str], counts: np.ndarray, partial: np.ndarray, owners: l
 
 
 # --- sharded weights --------------------------------------------------------------------------------------------------
-
-
-def _own_part(weight: Tensor) -> Tensor:
-    """Give the part of a weight that this rank counts: its shard, or nothing where another rank has the same one."""
-    if not isinstance(weight, DTensor):
-        return weight
-    mesh = weight.device_mesh
-    coordinate = mesh.get_coordinate() or [0] * mesh.ndim
-    is_copy = any(isinstance(p, Replicate) and at for p, at in zip(weight.placements, coordinate, strict=True))
-    local = weight.to_local()
-    return local.flatten()[:0] if is_copy else local
 
 
 def _added_over_ranks(own: Measurement, device: torch.device) -> Measurement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from essential_sparsity.pruning.architecture import Architecture, architecture_of, natural_order, prunable_weights
 from essential_sparsity.pruning.cutting import keep_above_cuts
 from essential_sparsity.pruning.explicit import Parts
+from essential_sparsity.pruning.formula import Formula
 from essential_sparsity.pruning.histogram import BINS
 from essential_sparsity.pruning.masks import Masks
 from essential_sparsity.pruning.rows import RunCutter
+from essential_sparsity.pruning.shards import Shards, SharedCompetitors
 from essential_sparsity.pruning.thresholds import Competitors, Cut
 
 if TYPE_CHECKING:
@@ -43,15 +45,22 @@ class Ranking:
         if pruner.score.needs_statistics and not statistics:
             raise ValueError(f"score {pruner.score.describe()} has no statistics: {CALIBRATE}")
         self.pruner = pruner
-        self._weights = weights
         self._shapes = {name: tuple(weights[name].shape) for name in sorted(weights, key=natural_order)}
         layout = layout_of(self._shapes, architecture)
         split = pruner.allocation.splits(list(self._shapes), layout)
+        self._shards = Shards.of(weights)
+        if self._shards is not None:
+            if split or pruner.score.needs_statistics or isinstance(pruner.score, Formula):
+                raise self._shards.refuse(" × ".join(pruner.describe().values()))
+            weights = self._shards.local
+        weights = pruner.score.of(weights) if isinstance(pruner.score, Formula) else weights
+        self._weights = weights
         self._parts = Parts(weights, list(self._shapes), split, layout) if layout and split else None
         ranked = self._parts or weights
         shapes = {key: tuple(ranked[key].shape) for key in self._parts} if self._parts else self._shapes
         known = self._parts.shared(statistics or {}) if self._parts else statistics or {}
-        self._score = pruner.score.bind(known, shapes, layout.input_axis if layout else 1)
+        score = pruner.score.bind(known, shapes, layout.input_axis if layout else 1)
+        self._score = score if self._shards is None else self._shards.score(score)
         self._form = self._score.form(weights)
         self._layout, self._ranked_shapes = layout, shapes
         self._groups: list[Competitors] = []
@@ -61,16 +70,23 @@ class Ranking:
 
     def _rank(self, weights: Mapping[str, Tensor]) -> None:
         """Count groups, or look at runs; an N:M pattern has one mask, which is cut at once."""
-        shapes, pruner = self._ranked_shapes, self.pruner
+        shapes, pruner = self._ranked_shapes if self._shards is None else self._shards.local_shapes, self.pruner
         implied = pruner.pattern.runs(shapes, self._layout)
         runs = implied or pruner.allocation.runs(shapes, self._layout)
         if runs is None:
-            groups = pruner.allocation.groups(list(shapes))
-            sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-            self._groups = [Competitors(weights, {n: sizes[n] for n in g}, self._score, self._form) for g in groups]
+            self._groups = [self._competitors(weights, group) for group in pruner.allocation.groups(list(shapes))]
         else:
+            if self._shards is not None and any(run.inner > 1 for run in runs.values()):
+                raise self._shards.refuse(" × ".join(pruner.describe().values()))
             self._runs = RunCutter(weights, runs, self._score, self._form)
             self._runs.start(pruner.pattern.resolve(None) if implied else None)
+
+    def _competitors(self, weights: Mapping[str, Tensor], names: Sequence[str]) -> Competitors:
+        """Count weights that are ranked together, over all ranks that hold a part of them."""
+        if self._shards is not None:
+            return SharedCompetitors(self._shards, names, self._score, self._form)
+        sizes = {name: math.prod(self._ranked_shapes[name]) for name in names}
+        return Competitors(weights, sizes, self._score, self._form)
 
     def masks(self, sparsity: object) -> Masks:
         """Cut at one sparsity: num_pruned = floor(s N + 1/2), exact to the weight (in each tensor, or row, alike)."""
@@ -81,6 +97,8 @@ class Ranking:
         levels = self._resolve(sparsities)
         found = self._cut_runs(levels) if self._runs else self._cut_groups(levels)
         names = self.pruner.describe()
+        if self._shards is not None:
+            found = [(self._shards.whole(bits), ties) for bits, ties in found]
         return [
             Masks({n: bits[n] for n in self._shapes}, self._shapes, **names, requested=level, num_ties=ties)
             for level, (bits, ties) in zip(levels, found)
@@ -90,6 +108,8 @@ class Ranking:
         """Give, per sparsity, the smallest kept score by weight, or part (one for all under Global)."""
         levels = self._resolve(sparsities)
         if self._runs:
+            if self._shards is not None:
+                raise self._shards.refuse("a threshold by rows")
             return [self._runs.smallest_kept(bits) for bits, _ in self._cut_runs(levels)]
         found: list[dict[str, float]] = [{} for _ in levels]
         for competitors, counts in zip(self._groups, self._nums_pruned(levels)):
@@ -138,7 +158,11 @@ class Ranking:
 
     def _cut_runs(self, levels: list[Level]) -> list[tuple[dict[str, np.ndarray], int]]:
         assert self._runs is not None
-        return self._runs.cut([level or Fraction(0) for level in levels])
+        found = self._runs.cut([level or Fraction(0) for level in levels])
+        if self._shards is None:
+            return found
+        ties = self._shards.added(np.array([tied for _, tied in found]))
+        return [(bits, int(tied)) for (bits, _), tied in zip(found, ties)]
 
     def _nums_pruned(self, levels: list[Level]) -> list[list[int]]:
         """Give how many weights each group loses at each level: [group][level]."""

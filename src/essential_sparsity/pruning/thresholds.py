@@ -46,7 +46,7 @@ class Competitors:
 
     def __init__(self, weights: Mapping[str, Tensor], sizes: Mapping[str, int], score: Score, form: str) -> None:
         self.sizes = sizes
-        self.total = sum(sizes.values())
+        self.total = int(self.added(np.array([sum(sizes.values())]))[0])
         self._weights = weights
         self._score = score
         self._form = form
@@ -84,6 +84,14 @@ class Competitors:
             self._find(missing[start : start + _REFINED_TOGETHER])
         return [self._cuts[k] for k in nums_pruned]
 
+    def cuts_here(self, nums_pruned: Sequence[int]) -> list[Cut]:
+        """Give the cuts as they fall among the weights that lie here: all of them (but see shards.py)."""
+        return self.cut(nums_pruned)
+
+    def added(self, counts: np.ndarray) -> np.ndarray:
+        """Add counts over all that holds a part of the weights: here is all of them (but see shards.py)."""
+        return counts
+
     def recount(self) -> None:
         """Count again after weights were zeroed in place, smallest first: larger cuts stay where they were.
 
@@ -100,7 +108,8 @@ class Competitors:
         """Count the weights per bin, in four bytes each where that is enough."""
         named = {name: self._weights[name] for name in self.sizes}
         counts = self._score.histogram(named, self._form)
-        return (self._count_scores() if counts is None else counts).astype(np.min_scalar_type(self.total))
+        counts = self.added(self._count_scores() if counts is None else counts)
+        return counts.astype(np.min_scalar_type(self.total))
 
     def _count_scores(self) -> np.ndarray:
         counts = np.zeros((2, BINS), dtype=np.int64)
@@ -152,7 +161,7 @@ class Competitors:
                 np.add.at(counts, places, one)
 
         from_both_ends(self.pieces(), process)
-        return dict(zip(bins, counts.reshape(len(bins), -1)))
+        return dict(zip(bins, self.added(counts).reshape(len(bins), -1)))
 
 
 class PieceReader:
