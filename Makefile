@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench soak clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:.*## / — /'
@@ -35,6 +35,9 @@ test: lint      ## what CI runs: style, types, unit tests, README's commands, ev
 
 bench: setup    ## peers and ours side by side, into outputs/bench/
 	$(BIN)/python -m tests.bench
+
+soak: setup     ## 200 faults at random moments of a small sweep, the same commands again, nothing lost: outputs/bench/soak.json
+	nice $(BIN)/python -m tests.soak
 
 clean:          ## remove what tools left behind, not outputs
 	rm -rf .pytest_cache .ruff_cache .hypothesis dist build

@@ -13,6 +13,7 @@ from essential_sparsity.apps import conf
 
 def job(composed: DictConfig) -> None:
     """Compare masks; called by Hydra."""
+    from essential_sparsity.report import write_index
     from essential_sparsity.report.similarity import terminal_pairs, write_similarity
     from essential_sparsity.runs import atomic_path, write_json
     from essential_sparsity.similarity import read_masks, similarity_table
@@ -33,6 +34,7 @@ def job(composed: DictConfig) -> None:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     write_json(folder / "similarity.json", {"masks": named, "displacement": origin, "command": command})
     write_similarity(table, folder / "similarity", masks=named, command=command, title=str(config["name"]))
+    write_index(folder.parent)
     print(terminal_pairs(table))
     for path in ("similarity.csv", "similarity/index.html"):
         print(f"similarity: {folder / path}")

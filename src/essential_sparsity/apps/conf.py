@@ -1,19 +1,23 @@
 """Where configurations come from, and how a composed one becomes complete: task, parents, scale, identity."""
 
+import contextlib
 import functools
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue
 
 from essential_sparsity.apps import CONF, recipes
+from essential_sparsity.apps.errors import not_built
 from essential_sparsity.apps.rounds import add_rounds
+from essential_sparsity.apps.settings import check_nodes, check_values
 from essential_sparsity.runs import Run, run_at, run_id
 
 INHERITED = ("backbone", "trainer", "callbacks", "data", "task")
@@ -46,8 +50,13 @@ def start(config_name: str, job: Callable[[DictConfig], Any]) -> None:
         except Exception as error:  # raised again below: Hydra would write lines of its own first
             raised.append(error)
 
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach main.py, which makes one line of them
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(quiet)()
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update({} if before is None else {"HYDRA_FULL_ERROR": before})
     if raised:
         raise raised[0]
 
@@ -100,6 +109,7 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     """
     config = OmegaConf.create(OmegaConf.to_container(composed, resolve=False))
     assert isinstance(config, DictConfig)
+    check_nodes(config)
     for key in ("models", "smallest"):
         if not config.get(key):
             config.pop(key, None)  # no part of other runs' identity
@@ -120,6 +130,7 @@ def complete(composed: DictConfig, *, choices: Mapping[str, Any], overrides: lis
     recorded = _resolved(without_paths)
     resolved = _resolved(config)
     recorded["paths"] = resolved["paths"]
+    check_values(resolved)
     shown = [text for text in overrides if text.lstrip("+~").split("=")[0].split(".")[0] not in SILENT_OVERRIDES]
     command = " ".join(["essential-sparsity", app, *overrides])
     return Asked(resolved, recorded, chosen, shown, command, tuning)
@@ -236,6 +247,8 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     except InterpolationKeyError as error:
         asked = re.findall(r"Interpolation key '([^']+)'", str(error))[0]
         raise ValueError(f"{error.full_key} is what {asked} says, which is not set: add +{asked}=…") from None
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} is not set: add {error.full_key}=…") from None
     assert isinstance(container, dict)
     container.pop("scale", None)
     return {str(key): value for key, value in container.items()}
@@ -257,16 +270,35 @@ def from_hydra(composed: DictConfig) -> Asked:
 
 
 def instantiate(node: Mapping[str, Any] | None) -> Any:
-    """Build what a node describes, with plain lists and dicts inside; None stays None. Raises what the class raises."""
+    """Build what a node describes, with plain lists and dicts inside; None stays None. Raises what the class raises.
+
+    Classes may lie in files of the working folder, beside `./conf`: it is searched behind all that is installed.
+    """
     import hydra.utils
     from hydra.errors import InstantiationException
 
     if node is None:
         return None
     try:
-        return hydra.utils.instantiate(dict(node), _convert_="all")
+        with _searched_last(str(Path.cwd())):
+            return hydra.utils.instantiate(dict(node), _convert_="all")
     except InstantiationException as error:
+        if line := not_built(error):
+            raise ValueError(line) from None
         raise error.__cause__ or error from None
+
+
+@contextlib.contextmanager
+def _searched_last(folder: str) -> Iterator[None]:
+    """Let Python find modules in a folder, behind all that is installed."""
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,34 @@ def explain(error: BaseException) -> str | None:
     return text
 
 
+def not_built(error: BaseException) -> str | None:
+    """Say which class is not there, or which setting it does not take, as one line; None where it failed itself."""
+    cause, target = error.__cause__, re.search(r"target '([^']+)'", str(error))
+    if isinstance(cause, ImportError) and (found := re.match(r"(Error loading .*:)\n(.*)", str(cause))):
+        return f"{found[1]} {found[2]}: check the name; a file of one's own lies here, beside conf/"
+    if target is None or not isinstance(cause, TypeError):
+        return None
+    name = target[1].rpartition(".")[2]
+    if "takes no arguments" in str(cause):
+        return f"{name} takes no settings: leave out what stands beside its _target_"
+    if (found := re.search(r"unexpected keyword argument '(\w+)'", str(cause))) is None:
+        return None
+    hint = nearest(found[1], _parameters(target[1]))
+    return f"{name} takes no {found[1]!r}{hint} (an experiment that sets it is made for another class)"
+
+
+def _parameters(target: str) -> list[str]:
+    """Name what a class and those that it is made of take."""
+    import inspect
+
+    import hydra.utils
+
+    owner = hydra.utils.get_object(target)
+    makers = [each.__init__ for each in owner.__mro__[:-1]] if isinstance(owner, type) else [owner]
+    names = dict.fromkeys(name for make in makers for name in inspect.signature(make).parameters)
+    return [name for name in names if name not in ("self", "args", "kwargs", "options")]
+
+
 def _unreadable(word: str, text: str) -> str:
     """Say how an override is written that Hydra's grammar does not take."""
     if "missing EQUAL" in text:

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from essential_sparsity.apps import conf, sweeps
 from essential_sparsity.apps.guard import Outcome, guarded
-from essential_sparsity.apps.train import parent_arguments
+from essential_sparsity.apps.train import mend, parent_arguments
 
 
 def job(composed: DictConfig) -> list[Outcome]:
@@ -54,17 +54,24 @@ def job(composed: DictConfig) -> list[Outcome]:
 
 def curve(asked: conf.Asked) -> list[Outcome]:
     """Evaluate every level of one curve, the parent first."""
+    from essential_sparsity.devices import num_ranks
     from essential_sparsity.evaluation import ascending, evaluate_curve, level_run
     from essential_sparsity.parents import continued
     from essential_sparsity.training import finish_parent
 
     conf.quiet_lightning()
     config, record = asked.config, asked.record
+    if (number := num_ranks(config["trainer"])) > 1:
+        raise ValueError(
+            f"trainer.devices={number}: a curve is evaluated on one device; give trainer.devices=1, or, for a model "
+            "that one card cannot hold, backbone.device_map=auto"
+        )
     levels = ascending(config["sparsities"])
     before = {level: level_run(asked.folder, record, level)[0].finished for level in levels}
     built, started = conf.parts(config), time.monotonic()
     parent = parent_arguments(asked, config.get("parent"), asked.recorded.get("parent"))
     if parent is not None:
+        mend(parent)
         if not all(before.values()):
             finish_parent(parent)
             record["parent"] = parent["run"].info["id"]

@@ -132,7 +132,7 @@ def run(name: str) -> int:
 
     from essential_sparsity.apps import sweeps
     from essential_sparsity.apps.errors import explain
-    from essential_sparsity.apps.guard import EXPECTED, one_line
+    from essential_sparsity.apps.guard import EXPECTED, kind_of, one_line
 
     sweeps.outcomes.clear()
     sweeps.progress.begin(0)
@@ -146,12 +146,20 @@ def run(name: str) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
+        if wants_traceback():
+            traceback.print_exc()
+            return complain(explain(error) or one_line(error))
         if (line := explain(error)) is not None:
             return complain(line)
-        if type(error).__name__ not in EXPECTED:
+        if kind_of(error) not in EXPECTED:
             traceback.print_exc()
         return complain(one_line(error))
     return conclude_single()
+
+
+def wants_traceback() -> bool:
+    """Say whether the user asked for tracebacks of expected errors, too, as Hydra's users do: HYDRA_FULL_ERROR=1."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def conclude_single() -> int:
@@ -161,9 +169,11 @@ def conclude_single() -> int:
     failed = [outcome for outcome in sweeps.outcomes if outcome.status == "failed"]
     if sweeps.progress.num_points:
         return 1 if failed else 0
+    from essential_sparsity.analysis.metrics import spoken
+
     for outcome in sweeps.outcomes:
         if outcome.status == "failed":
-            if not outcome.expected:
+            if not outcome.expected or wants_traceback():
                 print(outcome.traceback, file=sys.stderr, end="")
             return complain(outcome.message)
         if outcome.status == "planned":
@@ -174,7 +184,7 @@ def conclude_single() -> int:
         value = outcome.metrics.get("value")
         there = "there already" if outcome.status == "there" else f"in {sweeps.duration(outcome.seconds)}"
         if value is not None:
-            shown = f"{outcome.metrics['metric']} {value:.4f} at sparsity {outcome.metrics['sparsity']:.4f}"
+            shown = f"{spoken(outcome.metrics['metric'])} {value:.4f} at sparsity {outcome.metrics['sparsity']:.4f}"
             print(f"{shown} ({there}): {outcome.path}")
     return 0
 

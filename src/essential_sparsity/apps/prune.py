@@ -20,8 +20,8 @@ def job(composed: DictConfig) -> None:
     from essential_sparsity.streaming import prune_checkpoint
 
     pruned = prune_checkpoint(
-        Path(config["checkpoint"]).expanduser(),
-        Path(config["out"]).expanduser(),
+        Path(str(config["checkpoint"])).expanduser(),
+        Path(str(config["out"])).expanduser(),
         pruner=conf.instantiate(config["pruner"]),
         sparsity=config["sparsity"],
         tell=tell,

@@ -34,10 +34,12 @@ def add_rounds(config: DictConfig) -> None:
         raise ValueError(f"seed={config.seed} is the search's own: train the ticket with a seed that did not find it")
     common = _common(config, search, getattr(pruner, "found_on", None))
     common.pruner = {"_target_": LOTTERY, "step": pruner.step, "rewind": pruner.rewind}
+    shared = OmegaConf.to_container(common, resolve=False)
+    assert isinstance(shared, dict)
     before = config.get("parent")
     for level in rounds:
         told = {"sparsity": float(level), "seed": seed, "role": ROUND_ROLE, "parent": before}
-        before = OmegaConf.create({**OmegaConf.to_container(common, resolve=False), **told})  # type: ignore[dict-item]
+        before = OmegaConf.create({**{str(key): value for key, value in shared.items()}, **told})
     config.parent = before
 
 

@@ -1,5 +1,6 @@
 """A sweep's beginning, progress and end: the table of what finished and what failed, the report, the exit code."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -33,11 +34,15 @@ class Progress:
             self.computed += 1
             self.seconds += outcome.metrics.get("seconds") or outcome.seconds  # without a parent that was trained first
         line = f"[{self.done}/{self.num_points}] {_words(outcome)} {' '.join(outcome.overrides)}{self._rest()}"
+        with contextlib.suppress(OSError):  # a full disk: the point's own outcome is told all the same
+            self._log(folder, line)
+        if sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+
+    def _log(self, folder: Path, line: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "sweep.log").open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        if sys.stderr.isatty():
-            print(line, file=sys.stderr, flush=True)
 
     def _rest(self) -> str:
         left = self.num_points - self.done
@@ -112,8 +117,10 @@ def table(found: Sequence[Outcome]) -> str:
 
 def _words(outcome: Outcome) -> str:
     if outcome.status == "finished":
+        from essential_sparsity.analysis.metrics import spoken
+
         value = outcome.metrics.get("value")
-        shown = "no value" if value is None else f"{outcome.metrics['metric']} {value:.4f}"
+        shown = "no value" if value is None else f"{spoken(outcome.metrics['metric'])} {value:.4f}"
         return f"{shown} in {duration(outcome.seconds)}:"
     return "there already:" if outcome.status == "there" else f"FAILED ({outcome.message}):"
 

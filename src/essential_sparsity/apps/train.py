@@ -1,7 +1,8 @@
 """essential-sparsity train: one run, or a sweep of them, dense or masked, parents first."""
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def job(composed: DictConfig) -> Outcome:
         if composed.get("tuned") and not sweeping:
             raise ValueError("tuned=true chooses among several runs: add -m, or take an experiment that sweeps")
         asked = conf.from_hydra(composed)
+        if asked.config.get("data") is None:
+            raise ValueError("data is not set: a run is trained on something, add data=…")
     except Exception as error:
         failure = error
 
@@ -60,9 +63,23 @@ def point(asked: conf.Asked) -> Outcome:
     nothing_to_do = run.finished and not (asked.config.get("save_model") and not run.model.is_dir())
     sweeps.refuse_failed_parents(run for run, _ in asked.parents())
     started = time.monotonic()
-    metrics = fit(**arguments(asked))
+    built = arguments(asked)
+    mend(built["parent"])
+    nothing_to_do = nothing_to_do and not run.cut_short()
+    metrics = fit(**built)
     status = "there" if nothing_to_do else "finished"
     return Outcome(status, asked.overrides, str(run.path), time.monotonic() - started, metrics)
+
+
+def mend(parent: Mapping[str, Any] | None) -> None:
+    """Train parents again whose files were cut short, oldest first: a finished run would not look at its parent's."""
+    from essential_sparsity.training import finish_parent
+
+    if parent is not None:
+        mend(parent["parent"])
+        run = parent["run"]
+        if run.finished and run.cut_short():
+            finish_parent(parent, keep=run.kept)
 
 
 def arguments(asked: conf.Asked) -> dict[str, Any]:
@@ -70,13 +87,14 @@ def arguments(asked: conf.Asked) -> dict[str, Any]:
     own = stage_arguments(asked.config)
     kept = {"model": "save_model", "checkpoints": "keep_checkpoints"}
     own |= {"run": asked.run, "record": asked.record, "keep": [k for k, key in kept.items() if asked.config.get(key)]}
+    own |= {"launch": launcher(asked, 0)}
     return own | {"parent": parent_arguments(asked, asked.config.get("parent"), asked.recorded.get("parent"))}
 
 
 def parent_arguments(
-    asked: conf.Asked, config: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None
+    asked: conf.Asked, config: Mapping[str, Any] | None, recorded: Mapping[str, Any] | None, depth: int = 1
 ) -> dict[str, Any] | None:
-    """Build a parent's arguments, and its own parents'."""
+    """Build a parent's arguments, and its own parents'; `depth` counts how far it is from the run."""
     if config is None or recorded is None:
         return None
     run = conf.Run(asked.folder / "parents" / conf.run_id(recorded))
@@ -86,9 +104,31 @@ def parent_arguments(
         "overrides": [],
         "command": asked.command,
     }
-    grandparent = parent_arguments(asked, config.get("parent"), recorded.get("parent"))
+    grandparent = parent_arguments(asked, config.get("parent"), recorded.get("parent"), depth + 1)
     own = stage_arguments({**config, "logger": asked.config.get("logger")})
-    return own | {"run": run, "record": record, "parent": grandparent}
+    return own | {"run": run, "record": record, "parent": grandparent, "launch": launcher(asked, depth)}
+
+
+def launcher(asked: conf.Asked, depth: int) -> Callable[[Any, int, Sequence[str]], None]:
+    """Give what starts the ranks of the run (depth 0), its parent (1), …, each from this same configuration."""
+
+    def launch(run: Any, number: int, keep: Sequence[str]) -> None:
+        from essential_sparsity import ranks
+
+        ranks.launch({"asked": dataclasses.asdict(asked), "depth": depth, "keep": list(keep)}, run, number)
+
+    return launch
+
+
+def stage_at(asked: conf.Asked, depth: int) -> dict[str, Any]:
+    """Build the arguments of the run (depth 0), its parent (1), …: what a rank of it is asked for."""
+    if depth == 0:
+        return arguments(asked)
+    stage = parent_arguments(asked, asked.config.get("parent"), asked.recorded.get("parent"))
+    for _ in range(depth - 1):
+        stage = None if stage is None else stage["parent"]
+    assert stage is not None
+    return stage
 
 
 def _is_pretraining(asked: conf.Asked, config: Mapping[str, Any]) -> bool:

@@ -145,7 +145,7 @@ def run(
     launch: Callable[..., Sequence[Any]],
     load: Callable[..., Any],
 ) -> list[Any]:
-    """Run all searches side by side, round by round, then the sweep's table, the reports and turning_point.json."""
+    """Run all searches side by side, round by round, then turning_point.json, the sweep's table and the reports."""
     broken = []
     for each in found:
         try:
@@ -164,8 +164,8 @@ def run(
             each.take(cells, returned.return_value)
         if first:
             _end_at_chance(going)
+    conclude([each for each in going if each.paths])  # first: the report shows what it writes
     sweeps.conclude(config, [job.return_value for job in returns])
-    conclude([each for each in going if each.paths])
     return returns
 
 
