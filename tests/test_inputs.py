@@ -96,5 +96,7 @@ def test_revisions_come_from_the_hub_cache_or_are_an_error_with_the_remedy(
     references.mkdir(parents=True)
     (references / "main").write_text("0123abc\n")
     assert hub_revision("someone/thing") == "0123abc"
-    with pytest.raises(ValueError, match=r"hub dataset 'someone/thing' cannot be reached .*paths\.data=<folder>"):
+    with pytest.raises(
+        ValueError, match=r"hub dataset 'someone/thing' is not in the local cache.*paths\.data=<folder>"
+    ):
         hub_revision("someone/thing", kind="dataset")

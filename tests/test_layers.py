@@ -12,11 +12,11 @@ PACKAGE = SOURCE / "essential_sparsity"
 
 LAYERS = {
     "seeds": 1, "runs": 1, "provenance": 1, "inputs": 1, "checkpoints": 1, "pruning": 1, "streaming": 1, "traces": 1,
-    "probing": 1,
+    "probing": 1, "wholeness": 1, "hub": 1,
     "analysis": 2,
     "backbones": 3, "data": 3, "tasks": 3, "callbacks": 3, "loggers": 3,
     "accounts": 4, "evaluation": 4, "identity": 4, "parents": 4, "predictions": 4, "preparation": 4, "similarity": 4,
-    "training": 4,
+    "training": 4, "stage": 4, "devices": 4, "ranks": 4, "sharding": 4,
     "report": 5,
     "apps": 6, "hydra_plugins": 6,
 }  # fmt: skip
@@ -32,9 +32,12 @@ ALLOWED = {
     "transformers": {"backbones", "data", "tasks"},
     "timm": {"backbones"},
     "datasets": {"data"},
-    "pytorch_lightning": {"callbacks", "tasks", "data", "training", "evaluation", "loggers", "predictions"},
+    "pytorch_lightning": {
+        *("callbacks", "tasks", "data", "training", "evaluation", "loggers"),
+        *("predictions", "stage", "devices", "sharding"),
+    },
 }
-WITHOUT_TORCH = {"analysis", "report", "runs", "seeds", "provenance", "inputs", "traces"}
+WITHOUT_TORCH = {"analysis", "report", "runs", "ranks", "seeds", "provenance", "inputs", "traces", "wholeness", "hub"}
 
 
 def modules():

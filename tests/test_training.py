@@ -128,11 +128,6 @@ def test_a_parent_is_finished_first_and_its_model_is_the_start(tmp_path):
     assert json.loads((tmp_path / "run/run.json").read_text())["parent"] == Run(tmp_path / "parent").info["id"]
 
 
-def test_several_devices_are_refused_for_now(tmp_path):
-    with pytest.raises(ValueError, match="devices=2 is not supported yet"):
-        fit(**parts(tmp_path, trainer={"devices": 2}))
-
-
 def test_dropout_is_on_in_training(tmp_path):
     model = TinyLanguageBackbone().build(num_labels=2, seed=0)
     assert model.training and any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules())

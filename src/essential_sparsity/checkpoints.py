@@ -7,6 +7,7 @@ Pickles (.ckpt, .pt, .pth, .bin) are read with `weights_only=True` alone, so tha
 import difflib
 import hashlib
 import json
+import math
 import pickle
 import struct
 from collections.abc import Iterator, Mapping
@@ -165,18 +166,41 @@ def read_header(file: Path) -> dict[str, Any]:
         text = stream.read(length)
     if len(prefix) < 8 or len(text) < length:
         raise ValueError(f"{file} is cut short: {size:,} bytes end inside its header; copy or download it again")
-    try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{file} is no safetensors file: its header is unreadable; copy or download it again"
-        ) from None
+    header = _parsed(file, text)
+    ends = [_checked(file, name, entry) for name, entry in header.items() if name != "__metadata__"]
+    end = 8 + length + max(ends, default=0)
     if size != end:
         problem = "is cut short" if size < end else "is too long"
         raise ValueError(f"{file} {problem}: {size:,} bytes, its header says {end:,}; copy or download it again")
     return header
+
+
+def _parsed(file: Path, text: bytes) -> dict[str, Any]:
+    """Read a header's JSON: names → entries, and texts under `__metadata__`."""
+    try:
+        header = json.loads(text)
+        readable = all(isinstance(value, str) for value in header.get("__metadata__", {}).values())
+    except (ValueError, AttributeError, RecursionError):
+        header, readable = {}, False
+    if not readable:
+        raise ValueError(f"{file} is no safetensors file: its header is unreadable; copy or download it again")
+    return header
+
+
+def _checked(file: Path, name: str, entry: Any) -> int:
+    """Check that a header's entry says dtype, shape and place of one tensor, and that they agree; give its end."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (ValueError, KeyError, TypeError):
+        whole, dtype, shape, begin, end = False, "", [], 0, 0
+    if not whole:
+        raise ValueError(f"{file} is no safetensors file: its entry {name!r} is unreadable; copy or download it again")
+    if end - begin != math.prod(shape) * _dtype(file, name, dtype).itemsize:
+        raise ValueError(
+            f"{file}: tensor {name!r} of shape {shape} in {dtype} cannot take {end - begin:,} bytes; download it again"
+        )
+    return end
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
@@ -211,8 +235,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def _dtype(file: Path, name: str, text: str) -> torch.dtype:
-    if text not in _DTYPES:
+def _dtype(file: Path, name: str, text: Any) -> torch.dtype:
+    if not isinstance(text, str) or text not in _DTYPES:
         raise ValueError(f"tensor {name!r} in {file} has the unknown dtype {text!r}: known are {', '.join(_DTYPES)}")
     return _DTYPES[text]
 

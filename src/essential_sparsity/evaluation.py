@@ -67,6 +67,7 @@ def evaluate_curve(
     runs = [level_run(Path(folder), record, level) for level in levels]
     there = inputs_if_there(backbone, data, pruner)
     for run, own in runs:
+        run.mend()
         if run.finished:
             run.check_config(own["config"])
             run.check_inputs(there)

@@ -4,11 +4,14 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+SILENT = ("run", "logger", "callbacks", "launch")
+"""What a run's own call does not tell either: where it lies, what watches it, what starts its ranks."""
+
 
 def told(value: Any) -> Any:
     """Say what an argument is, the same in every process; ValueError where it cannot be said."""
     if isinstance(value, Mapping):
-        return {str(key): told(item) for key, item in value.items() if key not in ("run", "logger")}
+        return {str(key): told(item) for key, item in value.items() if key not in SILENT}
     if isinstance(value, (list, tuple)):
         return [told(item) for item in value]
     if isinstance(value, functools.partial):

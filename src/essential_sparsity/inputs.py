@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from essential_sparsity.hub import asked
+
 
 def suggest(name: str, choices: Iterable[str]) -> str:
     """Give ": did you mean 'sst2'?" for a misspelt name, else the list of names; for the end of an error line."""
@@ -69,14 +71,12 @@ def hub_revision(repository: str, *, kind: str = "model", revision: str | None =
     references = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repository.replace('/', '--')}" / "refs" / revision
     if references.is_file():
         return references.read_text().strip()
-    try:
-        commit = HfApi().repo_info(repository, repo_type=kind, revision=revision).sha
-    except Exception as error:
-        remedy = "paths.data=<folder>" if kind == "dataset" else "paths.models=<folder> or backbone.path=<folder>"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"hub {kind} {repository!r} cannot be reached ({reason}): use a local one, {remedy}"
-        ) from error
+    remedy = "paths.data=<folder>" if kind == "dataset" else "paths.models=<folder> or backbone.path=<folder>"
+    commit = asked(
+        lambda: HfApi().repo_info(repository, repo_type=kind, revision=revision).sha,
+        what=f"hub {kind} {repository!r}",
+        remedy=remedy,
+    )
     return str(commit)
 
 

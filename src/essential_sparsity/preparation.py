@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def inputs_of(backbone: Any, data: Any, pruner: Any) -> dict[str, str]:
-    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, calibration."""
+    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, calibration, …."""
     found = {**backbone.inputs(), **data.inputs()}
-    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
+    parts: list[Any] = [pruner, getattr(pruner, "calibration", None), getattr(pruner, "score", None)]
     for part in parts:
-        found |= part.inputs() if hasattr(part, "inputs") else {}
+        if not isinstance(getattr(part, "inputs", ""), str):  # of ActivationNorm it is a setting
+            found |= part.inputs()
     return found
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from essential_sparsity.wholeness import cut_short
+
 RUN_FORMAT = 1
 """Raised when the meaning of a run folder changes: a run of another format is refused, never overwritten."""
 
 NEUTRAL_KEYS = (
     "name", "paths", "logger", "hydra", "axes", "experiment", "scale", "trainer.accelerator", "trainer.devices",
+    "trainer.strategy",
     "save_model", "keep_checkpoints", "plan", "report", "data_fraction",
     "trainer.checkpoint_minutes", "trainer.checkpoint_steps",
     "trainer.validate",
@@ -228,7 +232,47 @@ class Run:
             handle.truncate()
             handle.write(str(os.getpid()))
             handle.flush()
+            self._tidy()
             yield
+
+    def _tidy(self) -> None:
+        """Drop what killed processes left half-written; where a file was cut short, the run begins anew, saying so.
+
+        A folder in which no run was ever started may be anybody's: nothing in it is touched.
+        """
+        if not any((self.path / name).is_file() for name in ("run.json", ".hydra/config.yaml")):
+            return
+        for left in [*self.path.glob(".*.part"), *self.path.glob("*/.*.part")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        if not (broken := self.cut_short()):
+            return
+        (self.path / "metrics.json").unlink(missing_ok=True)  # first: killed from here on, the run is unfinished
+        for path in broken:
+            inside = path.relative_to(self.path)
+            if len(inside.parts) > 1:
+                shutil.rmtree(self.path / inside.parts[0], ignore_errors=True)
+            path.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path / "trace"):
+            shutil.rmtree(folder, ignore_errors=True)
+        names = ", ".join(str(path.relative_to(self.path)) for path in broken[:3])
+        warnings.warn(f"{self.path}: {names} was cut short (a full disk, a broken copy?): it is computed again",
+                      stacklevel=4)  # fmt: skip
+
+    def mend(self) -> None:
+        """Begin anew where a file was cut short, as taking the lock does; a whole run is left alone."""
+        if self.cut_short():
+            with self.lock():
+                pass
+
+    def cut_short(self) -> list[Path]:
+        """List the run's files that are not whole: something outside shortened them."""
+        return cut_short(self.path)
+
+    @property
+    def kept(self) -> list[str]:
+        """What the run keeps, in the words of `training.fit`: "model", "step=100"."""
+        folders = sorted(path.name for path in self.path.glob("model*") if path.is_dir())
+        return [name.removeprefix("model_at_") for name in folders]
 
     def start(self, info: Mapping[str, Any]) -> None:
         """Write run.json, or check that the one that is there has the same identity and inputs.
@@ -337,7 +381,7 @@ class RunRecord:
 
     def predictions(self) -> pa.Table:
         """Read predictions.parquet: split, row, label, prediction, loss or the metric's other columns."""
-        return pq.read_table(self.path / "predictions.parquet")
+        return read_table(self.path / "predictions.parquet")
 
     def layers(self) -> pa.Table:
         """Read layers.csv: name, layer, kind, num, num_pruned, mean_magnitude, rms_magnitude."""
@@ -355,20 +399,37 @@ class RunRecord:
     def distribution(self) -> pa.Table | None:
         """Read distribution.parquet: layer, kind, num, mean, std, rms, …, counts; None where none was measured."""
         path = self.path / "distribution.parquet"
-        return pq.read_table(path) if path.is_file() else None
+        return read_table(path) if path.is_file() else None
 
     def places(self) -> pa.Table | None:
         """Read places.parquet: layer, kind, num, num_pruned, height, width, tiles; None where none were measured."""
         path = self.path / "places.parquet"
-        return pq.read_table(path) if path.is_file() else None
+        return read_table(path) if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file; a broken one is an error that names it."""
+    """Read a JSON file of keys and values; a broken one is an error that names it."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is no whole JSON file ({error}): remove it and run again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no keys and values: remove it and run again")
+    return content
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a parquet file; ValueError naming one that is broken, or lacks columns of the schema that it should have."""
+    try:
+        found = pq.read_schema(path)
+        if lacking := [name for name in (schema.names if schema else ()) if name not in found.names]:
+            raise ValueError(f"{path} has no column {', '.join(lacking)}: remove it and run again")
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{path} is no whole parquet file ({reason}): remove it and run again") from None
 
 
 def read_run(path: Path) -> RunRecord:

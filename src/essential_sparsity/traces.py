@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from essential_sparsity.runs import atomic_path
+from essential_sparsity.runs import atomic_path, read_table
 
 CODE = "bfloat16"
 """Kind of code that trace bins are the upper 14 bits of: that of fp32 and bf16 magnitudes."""
@@ -109,10 +109,10 @@ def read_trace(folder: Path | str) -> tuple[pa.Table, pa.Table]:
     folder = Path(folder)
     merged = [folder / name for name in MERGED]
     if all(path.is_file() for path in merged):
-        found = [pq.read_table(path) for path in merged]
+        found = [read_table(path, schema) for path, schema in zip(merged, (HISTOGRAMS, MOMENTS), strict=True)]
     elif steps := recorded_steps(folder):
         files = [[name(folder, step) for step in steps] for name in (_histogram_file, _moments_file)]
-        found = [pa.concat_tables([pq.read_table(path) for path in each]).unify_dictionaries() for each in files]
+        found = [pa.concat_tables([read_table(path) for path in each]).unify_dictionaries() for each in files]
     else:
         raise FileNotFoundError(
             f"{folder} has no trace: record one with callbacks=recorder, or essential-sparsity trace"

@@ -63,7 +63,9 @@ def test_a_loss_of_exactly_epsilon_is_within_the_band():
 
 
 def test_a_dip_that_the_look_finds_is_searched_as_the_first_turn():
-    dip = lambda level: -0.05 if 0.1 < level < 0.2 or level > 0.42 else 0.0  # noqa: E731
+    def dip(level: float) -> float:
+        return -0.05 if 0.1 < level < 0.2 or level > 0.42 else 0.0
+
     values, rounds = searched(Search(budget=14), dip)
     assert [0.125] in rounds
     found = judge(values, epsilon=0.01, noisy=False)
@@ -117,7 +119,10 @@ def test_the_bracket_shrinks_with_the_budget():
 def test_levels_that_no_budget_decides_do_not_swallow_it():
     """Exactly −ε from 0.3 to 0.6: no number of seeds tells on which side; 240 runs go to the ends."""
     random = np.random.default_rng(3)
-    flat = lambda level: float(np.interp(level, [0, 0.29, 0.3, 0.6, 0.61, 1], [0, 0, -0.01, -0.01, -0.1, -0.2]))  # noqa: E731
+
+    def flat(level: float) -> float:
+        return float(np.interp(level, [0, 0.29, 0.3, 0.6, 0.61, 1], [0, 0, -0.01, -0.01, -0.1, -0.2]))
+
     search, values = Search(seeds=(0, 1, 2), noisy=True, budget=240), {}
     while cells := next_runs(search, values, epsilon=0.01):
         values |= {cell: 0.8 + flat(cell[0]) + random.normal(scale=0.002) for cell in cells}

@@ -58,3 +58,13 @@ def test_help_imports_nothing_heavy(capsys, monkeypatch):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "hydra", "numpy", "pandas"} & set(done.stdout.split())
     assert "essential-sparsity COMMAND" in done.stdout
+
+
+@pytest.mark.parametrize("words", ["prune checkpoint=nowhere out=x", "train data=digits backbone=vit_tiny sparsity=2"])
+def test_the_traceback_of_an_expected_error_is_shown_where_it_is_asked_for(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for asked in ("1", "0"):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", asked)
+        monkeypatch.setattr(sys, "argv", ["essential-sparsity", *words.split()])
+        assert main(words.split()) == 2
+        assert ("Traceback" in capsys.readouterr().err) == (asked == "1")

@@ -27,6 +27,7 @@ from tests.bench import (
     coverage_table,
     crops,
     fine_tuning,
+    long_run,
     machine,
     mmlu,
     nm,
@@ -36,6 +37,7 @@ from tests.bench import (
     pruning,
     pruning_gpu,
     recorder,
+    report_site,
     self_distillation,
     startup,
     turning_point,
@@ -62,9 +64,14 @@ BENCHMARKS = {
     "coverage": coverage_table.run,
     "change_point": change_point.run,
     "turning_point": turning_point.run,
+    "report_site": report_site.run,
     "prune_large": prune_large.run,
     "two_four": two_four.run,
+    "long_run": long_run.run,
 }
+
+PAGES = (*BENCHMARKS, "soak")
+"""What the page shows; the soak is no benchmark of speed, and has a command of its own (make soak)."""
 
 
 def measure(name: str, folder: Path, *, quick: bool) -> list[Figure]:
@@ -102,7 +109,7 @@ def main(arguments: list[str]) -> int:
     if unknown := [name for name in asked.names if name not in BENCHMARKS]:
         parser.error(f"{unknown[0]} is no benchmark: choose among {', '.join(BENCHMARKS)}")
     if asked.page:
-        return page.rewrite(asked.folder, list(BENCHMARKS))
+        return page.rewrite(asked.folder, list(PAGES))
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.2f}")

@@ -83,7 +83,7 @@ def _batch(quick: bool) -> dict[str, Tensor]:
 
 def _trainer(optimizer: torch.optim.Optimizer) -> Any:
     """Stand in for what the callback asks of a trainer: a real one would time Lightning's loop as well."""
-    return SimpleNamespace(world_size=1, ckpt_path=None, optimizers=[optimizer])
+    return SimpleNamespace(world_size=1, global_step=0, ckpt_path=None, optimizers=[optimizer])
 
 
 def _step(

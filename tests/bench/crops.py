@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def _pixels(folder: Path, size: int, num: int) -> np.ndarray:
         data = Images("cifar10", root=root, num_train_rows=num)
         data.prepare(ImagePreprocessing(32, 3, MEAN, STD, "bicubic"))
         rows = data.training_rows()
-        pixels = rows.examples.pixels[rows.rows]  # type: ignore[attr-defined]
+        pixels = cast(DecodedImages, rows.examples).pixels[rows.rows]
     else:
         pixels = np.random.RandomState(0).randint(0, 256, (num, size, size, 3), np.uint8)
     np.save(folder / f"{size}.npy", pixels)

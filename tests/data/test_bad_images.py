@@ -1,7 +1,9 @@
 """Images that are broken, too small or of other channels: named and refused, or handled and told."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from essential_sparsity.backbones.vision import ImagePreprocessing
 from essential_sparsity.data import images
+from essential_sparsity.data.decoded_images import DecodedImages
 from essential_sparsity.data.image_folder import ImageFolder
 
 PLAIN = ImagePreprocessing(8, 3, (0.5,) * 3, (0.2,) * 3, "bicubic")
@@ -38,9 +41,9 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def folder_data(train: Path, **options: object) -> ImageFolder:
-    given = {"num_holdout_rows": 1, "cache": train.parent / "cache", "batch_size": 10, **options}
-    return ImageFolder(train=train, **given)  # type: ignore[arg-type]
+def folder_data(train: Path, **options: Any) -> ImageFolder:
+    given: dict[str, Any] = {"num_holdout_rows": 1, "cache": train.parent / "cache", "batch_size": 10, **options}
+    return ImageFolder(train=train, **given)
 
 
 def cut_short(file: Path) -> None:
@@ -50,8 +53,8 @@ def cut_short(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [cut_short, lambda file: file.write_bytes(b"no image"), lambda file: file.write_bytes(b"")]
 )
-def test_a_broken_image_is_named_and_refused(train: Path, damage: object) -> None:
-    damage(train / "dogs" / "1.png")  # type: ignore[operator]
+def test_a_broken_image_is_named_and_refused(train: Path, damage: Callable[[Path], object]) -> None:
+    damage(train / "dogs" / "1.png")
     with pytest.raises(ValueError, match=r"dogs/1\.png' cannot be read .*, or give data.on_broken=skip") as raised:
         folder_data(train).prepare(PLAIN)
     assert "\n" not in str(raised.value)
@@ -119,7 +122,7 @@ def test_what_is_done_to_other_sizes_and_channels_is_told(
 def test_images_may_be_stored_larger_than_the_backbones_size(train: Path) -> None:
     data = folder_data(train, stored_size=11)
     data.prepare(PLAIN)
-    assert data.training_rows().examples.pixels.shape == (6, 11, 11, 3)  # type: ignore[attr-defined]
+    assert cast(DecodedImages, data.training_rows().examples).pixels.shape == (6, 11, 11, 3)
     assert next(iter(data.train_dataloader()))["images"].shape == (5, 3, 8, 8)
 
 

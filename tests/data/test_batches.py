@@ -108,16 +108,38 @@ def test_iterating_leaves_the_global_random_stream_alone() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_ranks_share_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = rows_of(BatchOrder(22, 2, seed=0).batches(0))
-    shares = []
-    for rank in range(2):
-        monkeypatch.setattr("essential_sparsity.data.batches._rank_and_world", lambda rank=rank: (rank, 2))
-        shares.append(rows_of(BatchOrder(22, 2, seed=0).batches(0)))
-        assert len(BatchOrder(22, 2, seed=0)) == 5
-    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == whole[
-        :10
-    ]  # the odd last batch is left out
+def of_ranks(monkeypatch: pytest.MonkeyPatch, world: int, *numbers: int) -> list[Any]:
+    """Give what each rank's loader hands out in an epoch."""
+    handed = []
+    for rank in range(world):
+        monkeypatch.setattr("essential_sparsity.data.batches._rank_and_world", lambda rank=rank: (rank, world))
+        order = BatchOrder(*numbers, seed=0)
+        handed.append(handed_out(BatchLoader(lambda rows, epoch: {"row": torch.tensor(rows)}, order)))
+    return handed
+
+
+def test_ranks_share_every_batch_and_lose_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rows_of(BatchOrder(22, 4, seed=0).batches(0))
+    shares = of_ranks(monkeypatch, 2, 22, 4)
+    assert [len(share) for share in shares] == [6, 6]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(batch) for batch in whole]
+    assert all(len(part) == 2 for share in shares for part in share if len(part) != 1)
+
+
+def test_a_rank_without_rows_borrows_one_that_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = rows_of(BatchOrder(9, 4, seed=0).batches(0))
+    shares = of_ranks(monkeypatch, 4, 9, 4)
+    for step, batch in enumerate(whole):
+        parts = [share[step] for share in shares]
+        assert sorted(row for part in parts for row in part if row >= 0) == sorted(batch)
+        assert parts.count([-1]) == 4 - min(4, len(batch))
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = loader().state_dict()
+    monkeypatch.setattr("essential_sparsity.data.batches._rank_and_world", lambda: (0, 2))
+    with pytest.raises(ValueError, match=r"written by 1 ranks, this run has 2: resume with trainer\.devices=1"):
+        loader().load_state_dict(state)
 
 
 def test_a_batch_needs_rows() -> None:

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 from essential_sparsity.analysis.curves import Cell, SparsityCurve
 from essential_sparsity.analysis.essential import locate_essential_sparsity
 from essential_sparsity.analysis.evidence import TOP, Evidence, judge, paired
-from essential_sparsity.analysis.metrics import Metric
+from essential_sparsity.analysis.metrics import Metric, spoken
 from essential_sparsity.analysis.next_runs import Search
 from essential_sparsity.analysis.resampling import paired_differences, unseen_share
 
@@ -218,7 +218,7 @@ def _end(high: float | None) -> str:
 
 def table_of(found: TurningPoint) -> tuple[Sequence[str], list[list[str]]]:
     """Header and lines of the visited levels, for a terminal."""
-    header = ("sparsity", "verdict", "seeds", found.metric, "difference", "bounds")
+    header = ("sparsity", "verdict", "seeds", spoken(found.metric), "difference", "bounds")
     lines = []
     for line in found.levels:
         bounds = "" if found.confidence is None else f"{line['low']:+.4f} … {line['high']:+.4f}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from essential_sparsity.backbones.short_sequences import prefer_products
 from essential_sparsity.backbones.weights import (
     beside,
     draw_modules,
@@ -97,7 +98,7 @@ class VisionBackbone:
                 raise ValueError(
                     f"backbone.{key} has {len(values)} values for {self.num_channels} channels: give one per channel"
                 )
-        if self.pretrained:
+        if self.pretrained or self.path is not None:
             self._check_source()
 
     def _check_source(self) -> None:
@@ -207,6 +208,7 @@ class VisionBackbone:
             raise ValueError("an untrained backbone has no trained head: give backbone.pretrained=true")
         if not require_head:
             draw_modules(model, classifier, seed)
+        prefer_products(model)
         return model.to(dtype).train()
 
     def _load(self, model: nn.Module, *, new: set[str]) -> None:

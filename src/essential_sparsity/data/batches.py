@@ -27,8 +27,9 @@ def random_permutation(num: int, seed: int) -> np.ndarray:
 class BatchOrder:
     """Which rows form which batch in which epoch; `seed=None` keeps one fixed order, shortest rows first.
 
-    `lengths` (one number per row, or None) buckets rows of like length. Under torch.distributed each rank takes every
-    `world`-th batch of the training order (a last incomplete round is left out); fixed orders are not split.
+    `lengths` (one number per row, or None) buckets rows of like length. Under torch.distributed each rank takes its
+    part of every batch of the training order: `batch_size` is the run's, and a step sees the same rows whatever the
+    number of ranks. Fixed orders are not split.
     """
 
     def __init__(self, num_rows: int, batch_size: int, *, seed: int | None, lengths: np.ndarray | None = None) -> None:
@@ -46,8 +47,7 @@ class BatchOrder:
             self.epoch, self.position, self.start = epoch, 0, 0
 
     def __len__(self) -> int:
-        num_batches = -(-self.num_rows // self.batch_size)
-        return num_batches if self.seed is None else num_batches // _rank_and_world()[1]
+        return -(-self.num_rows // self.batch_size)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """Give all batches of an epoch, each an array of row positions; this rank's share of them."""
@@ -62,10 +62,21 @@ class BatchOrder:
         batches = self._cut(rows)
         order = random_permutation(len(batches), derive(self.seed, "batches", epoch))
         rank, world = _rank_and_world()
-        return [batches[index] for index in order[rank::world][: len(self)]]
+        return [part_of(batches[index], rank, world) for index in order]
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+
+def part_of(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """Give a rank's rows of a batch: every `world`-th, so that long rows are shared out, too.
+
+    A rank that is left without any borrows the first row, told as −1 − row: it takes part and counts for nothing.
+    """
+    if world == 1:
+        return rows
+    own = rows[rank::world]
+    return own if len(own) else -1 - rows[:1]
 
 
 class BatchLoader:
@@ -123,6 +134,11 @@ class BatchLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; an order of other rows, batch size, seed or ranks is refused."""
         differing = [name for name, value in self._identity().items() if state.get(name) != value]
+        if differing == ["world"]:
+            raise ValueError(
+                f"the checkpoint was written by {state.get('world')} ranks, this run has {self._identity()['world']}: "
+                f"resume with trainer.devices={state.get('world')}, or remove checkpoints/ to start afresh"
+            )
         if differing:
             name = differing[0]
             raise ValueError(
@@ -143,7 +159,7 @@ class BatchLoader:
 
 
 class _EpochBatches(Dataset[Batch]):
-    """The batches of one epoch, made on demand."""
+    """The batches of one epoch, made on demand; a borrowed row is marked by row −1."""
 
     def __init__(self, batches: Sequence[np.ndarray], make_batch: MakeBatch, epoch: int) -> None:
         self.batches, self.make_batch, self.epoch = batches, make_batch, epoch
@@ -152,7 +168,11 @@ class _EpochBatches(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.make_batch(self.batches[index], self.epoch)
+        rows = self.batches[index]
+        if rows[0] >= 0:
+            return self.make_batch(rows, self.epoch)
+        batch = self.make_batch(-1 - rows, self.epoch)
+        return batch | {"row": torch.full_like(batch["row"], -1)}
 
 
 def _rank_and_world() -> tuple[int, int]:

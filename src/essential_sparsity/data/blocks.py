@@ -3,7 +3,7 @@
 Legend: R rows (blocks) of a batch, T text tokens of a block, L = block length = T + special tokens.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -120,7 +120,7 @@ def framed(tokens: np.ndarray, *, first: int, last: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BlockRows:
+class BlockRows(ABC):
     """Blocks as examples of a data set: each block is a row; subclasses say what the model reads of it."""
 
     blocks: Blocks
@@ -141,9 +141,9 @@ class BlockRows:
         """All blocks are alike."""
         return None
 
+    @abstractmethod
     def batch(self, rows: np.ndarray, *, epoch: int, seed: int | None) -> Batch:
         """Make the batch of these rows."""
-        raise NotImplementedError
 
 
 class BlockData(ClassificationData):

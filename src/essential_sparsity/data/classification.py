@@ -97,8 +97,9 @@ class ClassificationData(ABC):
     """Training rows and named evaluation splits of labelled examples; subclasses read and prepare them.
 
     Order of use: `check()` (cheap), `prepare(preprocessing)`, `seed(order_seed)`, loaders. The first evaluation split
-    is the primary one. All randomness is a pure function of (seed, epoch, row). No LightningDataModule, on purpose: a
-    wrong name must fail before Lightning is imported, and trainers take the loaders.
+    is the primary one. All randomness is a pure function of (seed, epoch, row). `batch_size` is a run's, shared by its
+    devices. No LightningDataModule, on purpose: a wrong name must fail before Lightning is imported, and trainers take
+    the loaders.
     """
 
     metric: str = "accuracy"

@@ -1,6 +1,7 @@
 """Multiple-choice questions by subject: MMLU, and small sums that need no download."""
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,9 +44,9 @@ class MultipleChoice(ZeroShotData):
         self.num_left_out = 0
         self._questions: Questions | None = None
 
+    @abstractmethod
     def table(self, split: str) -> pa.Table:
         """Read a split: question, subject, choices, answer. "dev" holds the examples."""
-        raise NotImplementedError
 
     def prepare(self, preprocessing: Any) -> None:
         """Spell and tokenise the prompts."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from essential_sparsity.runs import atomic_path, differences, read_json, write_json
 from essential_sparsity.streaming.shards import temporary_of
+from essential_sparsity.wholeness import is_whole
 
 RECORD = "prune.json"
 """What was done, written last: its presence means that the folder is whole."""
@@ -82,6 +83,21 @@ def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     if others:
         raise ValueError(f"out={out} holds other files ({', '.join(others[:3])}): give a new or empty folder")
     return None
+
+
+def begin_anew(out: Path, asked: Mapping[str, Any], shards: Sequence[Path]) -> bool:
+    """Drop weights and masks where a file was cut short since it was written: they are written again; say whether.
+
+    A pruned shard is as long as the dense one.
+    """
+    broken = [path for path in out.glob("*") if path.is_file() and path.name[:1] != "." and not is_whole(path)]
+    there = [(out / shard.name, shard) for shard in shards if (out / shard.name).is_file()]
+    broken += [path for path, shard in there if path.stat().st_size != shard.stat().st_size]
+    if broken:
+        write_journal(out, {"asked": asked})  # before the record goes: the folder stays ours
+        for path in [out / RECORD, *(path for path, _ in there), out / MASKS, temporary_of(out / MASKS), *broken]:
+            path.unlink(missing_ok=True)
+    return bool(broken)
 
 
 def write_journal(out: Path, content: Mapping[str, Any]) -> None:

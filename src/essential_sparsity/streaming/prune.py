@@ -131,6 +131,8 @@ def prune_checkpoint(
         task = Task(stored, out, streamed, wanted, Progress(tell))
         asked = task.asked()
         found = folder.read_record(out, asked) or {}
+        if folder.begin_anew(out, asked, task.files):
+            found = {}
         if "result" in found:
             return _as_result(found["result"], out)
         masks = task.masks()

@@ -1,6 +1,5 @@
 """Saved masks, read weight by weight from their file: what `SavedMasks` is for a model in memory."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 from essential_sparsity.checkpoints import Checkpoint, file_digest
 from essential_sparsity.pruning import SavedMasks, exact_sparsity
-from essential_sparsity.pruning.masks import FORMAT
+from essential_sparsity.pruning.masks import checked_shapes
 from essential_sparsity.streaming.choice import Keeper
 from essential_sparsity.streaming.stored import Place, places_in
 
@@ -32,11 +31,8 @@ class StoredMasks:
         if not pruner.file.is_file():
             pruner.check()
         checkpoint = Checkpoint.open(pruner.file)
-        metadata = checkpoint.metadata
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{pruner.file} holds no masks (format {metadata.get('format')!r}, expected {FORMAT!r})")
-        shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        return cls(pruner.file, metadata, shapes, places_in(checkpoint, pruner.file))
+        shapes = checked_shapes(checkpoint)
+        return cls(pruner.file, checkpoint.metadata, shapes, places_in(checkpoint, pruner.file))
 
     @property
     def parent(self) -> str | None:

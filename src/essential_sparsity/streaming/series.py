@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from essential_sparsity.checkpoints import Checkpoint
+from essential_sparsity.hub import asked
 from essential_sparsity.pruning import Architecture, architecture_of, layer_of, prunable_names
 from essential_sparsity.pruning.moments import measure
 from essential_sparsity.traces import drop_records, merge_records, write_record
@@ -102,19 +103,21 @@ def _on_the_hub(source: str) -> tuple[list[str], Callable[[Entry], contextlib.Ab
     from huggingface_hub import HfApi, snapshot_download
 
     repository, _, pattern = source.partition("@")
-    try:
-        if pattern:
-            references = HfApi().list_repo_refs(repository)
-            every = [reference.name for reference in (*references.branches, *references.tags)]
-        else:
-            owner, _, pattern = repository.partition("/")
-            search = pattern.split("*")[0]
-            every = [model.id.partition("/")[2] for model in HfApi().list_models(author=owner, search=search)]
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"checkpoints={source}: the hub cannot be reached ({reason}): give a local folder of checkpoints"
-        ) from error
+    remedy = "checkpoints=<folder of checkpoints>"
+    if pattern:
+        references = asked(
+            lambda: HfApi().list_repo_refs(repository), what=f"checkpoints={source}: {repository}", remedy=remedy
+        )
+        every = [reference.name for reference in (*references.branches, *references.tags)]
+    else:
+        owner, _, pattern = repository.partition("/")
+        search = pattern.split("*")[0]
+        models = asked(
+            lambda: list(HfApi().list_models(author=owner, search=search)),
+            what=f"checkpoints={source}: {owner}",
+            remedy=remedy,
+        )
+        every = [model.id.partition("/")[2] for model in models]
     names = sorted(set(fnmatch.filter(every, pattern)))
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from essential_sparsity.data.expressions import OPERATORS, agrees, value_of, with_values
 from essential_sparsity.tasks.expression_decoder import ExpressionDecoder, expression_losses
-from essential_sparsity.tasks.optimization import Schedule, configured
+from essential_sparsity.tasks.optimization import Schedule, configured, required
 
 Batch = dict[str, Tensor]
 DECODER = "expression_decoder"
@@ -101,13 +101,10 @@ class ArithmeticReasoning(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, the decoder's with their own rate."""
-        if self._make_optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
-        decay = (getattr(self._make_optimizer, "keywords", None) or {}).get("weight_decay", 0.0)
+        make = required(self._make_optimizer)
+        decay = (getattr(make, "keywords", None) or {}).get("weight_decay", 0.0)
         own = {id(weight) for weight in self.decoder.parameters()}
-        rated = functools.partial(two_rates, self._make_optimizer, own=own, lr=self.decoder_lr, weight_decay=decay)
+        rated = functools.partial(two_rates, make, own=own, lr=self.decoder_lr, weight_decay=decay)
         return configured(self.model, rated, self._make_schedule, self.trainer.estimated_stepping_batches)
 
 

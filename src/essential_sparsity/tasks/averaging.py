@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from essential_sparsity.tasks.optimization import Schedule, configured, cosine_between
+from essential_sparsity.pruning.shards import held_part
+from essential_sparsity.tasks.optimization import Schedule, configured, cosine_between, required
 
 
 class Averaged(lightning.LightningModule):
@@ -35,10 +36,7 @@ class Averaged(lightning.LightningModule):
         self, trained: nn.Module, optimizer: Callable[..., Optimizer] | None, schedule: Schedule | None
     ) -> Any:
         """Give what `configure_optimizers` returns, for the weights of `trained`, and remember the number of steps."""
-        if optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
+        make = required(optimizer)
         steps = self.trainer.estimated_stepping_batches
         if (self.momentum is not None or self.weight_decay is not None) and not math.isfinite(steps):
             raise ValueError(
@@ -46,8 +44,8 @@ class Averaged(lightning.LightningModule):
             )
         self._num_steps = int(steps) if math.isfinite(steps) else 0
         if self.weight_decay is not None:
-            optimizer = functools.partial(optimizer, weight_decay=max(self.weight_decay))
-        made = configured(trained, optimizer, schedule, steps)
+            make = functools.partial(make, weight_decay=max(self.weight_decay))
+        made = configured(trained, make, schedule, steps)
         groups = (made["optimizer"] if isinstance(made, dict) else made).param_groups
         self._decayed = tuple(index for index, group in enumerate(groups) if group["weight_decay"] > 0)
         return made
@@ -71,7 +69,8 @@ class Averaged(lightning.LightningModule):
 @torch.no_grad()
 def move_average_(average: nn.Module, trained: nn.Module, momentum: float) -> None:
     """Move every weight of `average`: momentum · average + (1 − momentum) · trained."""
-    get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(trained.parameters()), None)
+    ours, theirs = ([held_part(weight) for weight in part.parameters()] for part in (average, trained))
+    get_ema_multi_avg_fn(momentum)(ours, theirs, None)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """What sequence and image classification share: the loss, the logged numbers, the rows of predictions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,12 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from essential_sparsity.tasks.optimization import Schedule, configured
+from essential_sparsity.tasks.optimization import Schedule, configured, required
 
 Batch = dict[str, Tensor]
 
 
-class Classification(lightning.LightningModule):
+class Classification(lightning.LightningModule, ABC):
     """Cross-entropy over `num_labels` classes, or squared error where `num_labels` is 1; subclasses give the scores.
 
     `optimizer` takes parameter groups, `schedule` an optimizer and the number of steps; both are plain callables, and
@@ -35,9 +36,9 @@ class Classification(lightning.LightningModule):
         self.model, self.num_labels, self.label_smoothing = model, num_labels, label_smoothing
         self._make_optimizer, self._make_schedule = optimizer, schedule
 
+    @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
         """Give the model's outputs [rows, num_labels]."""
-        raise NotImplementedError
 
     def row_losses(self, scores: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Give each row's loss [rows] in fp32."""
@@ -80,9 +81,5 @@ class Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, and its schedule by step."""
-        if self._make_optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
-        steps = self.trainer.estimated_stepping_batches
-        return configured(self.model, self._make_optimizer, self._make_schedule, steps)
+        make = required(self._make_optimizer)
+        return configured(self.model, make, self._make_schedule, self.trainer.estimated_stepping_batches)

@@ -105,9 +105,22 @@ def distillation_loss(logits: Tensor, targets: Tensor, *, temperature: float) ->
 
 
 @torch.no_grad()
-def move_centre_(centre: Tensor, logits: Tensor, *, momentum: float) -> None:
-    """Move the centre [K] towards the mean of the teacher's logits [G, N, K]: momentum · centre + the rest · mean."""
-    centre.lerp_(logits.mean((0, 1)).to(centre.dtype), 1 - momentum)
+def move_centre_(centre: Tensor, logits: Tensor, *, momentum: float, rows: Tensor | None = None) -> None:
+    """Move the centre [K] towards the mean of the teacher's logits [G, N, K]: momentum · centre + the rest · mean.
+
+    Under torch.distributed the mean is over all ranks' rows; `rows` [N] says which of this rank's count (negative: one
+    that it only borrowed).
+    """
+    centre.lerp_(_mean_row(logits, rows).to(centre.dtype), 1 - momentum)
+
+
+def _mean_row(logits: Tensor, rows: Tensor | None) -> Tensor:
+    if not torch.distributed.is_initialized():
+        return logits.mean((0, 1))
+    counts = torch.ones_like(logits[0, :, 0]) if rows is None else (rows >= 0).to(logits.dtype)
+    total = torch.cat([(logits * counts[:, None]).sum((0, 1)), counts.sum().view(1) * len(logits)])
+    torch.distributed.all_reduce(total)
+    return total[:-1] / total[-1]
 
 
 def teacher_temperature(start: float, end: float, *, epoch: int, warmup_epochs: int) -> float:

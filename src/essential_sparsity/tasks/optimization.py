@@ -87,6 +87,13 @@ def cosine_between(start: float, end: float, *, step: int, num_steps: int) -> fl
 Schedule = Callable[[Optimizer, int], LambdaLR]
 
 
+def required(optimizer: Callable[..., Optimizer] | None) -> Callable[..., Optimizer]:
+    """Give back what makes the optimizer; ValueError where there is nothing, as in a task that was for evaluation."""
+    if optimizer is None:
+        raise ValueError("task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW")
+    return optimizer
+
+
 def configured(
     module: nn.Module, optimizer: Callable[..., Optimizer], schedule: Schedule | None, num_steps: int | float
 ) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from essential_sparsity.tasks.optimization import Schedule, configured
+from essential_sparsity.tasks.optimization import Schedule, configured, required
 
 Batch = dict[str, Tensor]
 
@@ -123,9 +123,5 @@ class QuestionAnswering(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, and its schedule by step."""
-        if self._make_optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
-        steps = self.trainer.estimated_stepping_batches
-        return configured(self.model, self._make_optimizer, self._make_schedule, steps)
+        make = required(self._make_optimizer)
+        return configured(self.model, make, self._make_schedule, self.trainer.estimated_stepping_batches)

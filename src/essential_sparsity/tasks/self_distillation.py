@@ -142,7 +142,7 @@ class SelfDistillation(Averaged):
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Give the batch's loss and log it, move the centre, and note what would tell a collapse."""
         loss, logits, targets, features = self._losses(batch)
-        move_centre_(self.centre, logits, momentum=self.centre_momentum)
+        move_centre_(self.centre, logits, momentum=self.centre_momentum, rows=batch["row"])
         self._add(features, targets)
         self._tell()
         self.log("train/loss", loss.detach(), batch_size=targets.shape[1])
@@ -173,7 +173,7 @@ class SelfDistillation(Averaged):
             raise ValueError(
                 "self-distillation needs at least two views: give data.augmentation.num_local of 1 or more"
             )
-        if views[0].shape[1] < 2:
+        if views[0].shape[1] < 2 and not torch.distributed.is_initialized():  # a rank's part may be a single row
             raise ValueError("a batch of one row has no centre: give a data.batch_size that leaves no single row")
         for part in views:
             _check_view_size(self.model, int(part.shape[-1]))

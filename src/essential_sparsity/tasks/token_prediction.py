@@ -3,6 +3,7 @@
 Legend: R rows, L tokens of a row, M predicted tokens of the batch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,12 @@ import pytorch_lightning as lightning
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from essential_sparsity.tasks.optimization import Schedule, configured
+from essential_sparsity.tasks.optimization import Schedule, configured, required
 
 Batch = dict[str, Tensor]
 
 
-class TokenPrediction(lightning.LightningModule):
+class TokenPrediction(lightning.LightningModule, ABC):
     """Cross-entropy over chosen tokens; a batch holds `input_ids` [R, L], `positions` [M], `labels` [M], `row` [R].
 
     `positions` index the flattened ids: where each label is predicted. Subclasses give the losses.
@@ -32,9 +33,9 @@ class TokenPrediction(lightning.LightningModule):
         self.model = model
         self._make_optimizer, self._make_schedule = optimizer, schedule
 
+    @abstractmethod
     def token_losses(self, batch: Batch) -> Tensor:
         """Give each predicted token's loss [M] in fp32."""
-        raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Give the mean loss of the predicted tokens, and log it as train/loss (no synchronisation with the device)."""
@@ -55,9 +56,5 @@ class TokenPrediction(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the groups with and without decay, and its schedule by step."""
-        if self._make_optimizer is None:
-            raise ValueError(
-                "task has no optimizer, which training needs: give one, e.g. a partial of torch.optim.AdamW"
-            )
-        steps = self.trainer.estimated_stepping_batches
-        return configured(self.model, self._make_optimizer, self._make_schedule, steps)
+        make = required(self._make_optimizer)
+        return configured(self.model, make, self._make_schedule, self.trainer.estimated_stepping_batches)
