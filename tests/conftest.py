@@ -15,6 +15,7 @@ SPREAD = ("test_experiments.py", "test_training.py")
 """Files whose tests take long and share nothing: they may run in any process."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the other files' tests in one process each, where they share fixtures (`pytest -n 2 --dist loadgroup`)."""
     for item in items:
