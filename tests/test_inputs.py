@@ -1,10 +1,12 @@
 """Content hashes, suggestions, and derived files that appear whole or not at all."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from essential_sparsity.inputs import (
     cache_folder,
@@ -13,6 +15,7 @@ from essential_sparsity.inputs import (
     file_digest,
     hub_revision,
     load_arrays,
+    own_code,
     row_hashes,
     suggest,
 )
@@ -30,6 +33,18 @@ def test_file_digests_follow_the_content(tmp_path: Path) -> None:
     assert file_digest(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     file.write_bytes(b"abcd")
     assert file_digest(file) == "88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589"
+
+
+class Own(torch.nn.Linear):
+    """A class of one's own, on top of an installed one."""
+
+
+def test_the_files_of_ones_own_classes_are_found_installed_ones_and_ours_are_not() -> None:
+    digest = {"test_inputs.py": file_digest(__file__)}
+    assert own_code(Own(1, 1)) == own_code(Own) == digest
+    assert own_code(partial(partial(torch.optim.AdamW, lr=1), params=partial(Own, 1))) == digest
+    assert own_code(test_digests_tell_parts_apart) == digest
+    assert own_code(torch.nn.Linear(1, 1), None, 3, cached_folder, partial(torch.optim.AdamW, lr=1)) == {}
 
 
 def test_digests_tell_parts_apart() -> None:

@@ -65,7 +65,7 @@ def evaluate_curve(
     levels = ascending(sparsities)
     record = record or {"config": _curve_config(backbone, data, task, pruner, seed, precision)}
     runs = [level_run(Path(folder), record, level) for level in levels]
-    there = inputs_if_there(backbone, data, pruner)
+    there = inputs_if_there(backbone, data, task, pruner)
     for run, own in runs:
         run.mend()
         if run.finished:
@@ -102,7 +102,7 @@ class _Curve:
         device: str,
         levels: Sequence[Any],
     ) -> None:
-        self.data, self.pruner, self.inputs = data, pruner, inputs_of(backbone, data, pruner)
+        self.data, self.pruner, self.inputs = data, pruner, inputs_of(backbone, data, task, pruner)
         preprocessing = backbone.preprocessing()
         data.prepare(preprocessing)
         data.seed(derive(seed, "order"))

@@ -4,10 +4,13 @@ import difflib
 import hashlib
 import os
 import shutil
+import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +40,33 @@ def file_digest(path: Path | str) -> str:
 def _file_digest(path: str, size: int, modified: int) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def own_code(*parts: Any) -> dict[str, str]:
+    """Give the hash of each file of one's own, neither ours nor an installed package's, that holds a part's class.
+
+    A part is an object, a class, a function, or a partial of those, whose keywords are parts, too.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        while hasattr(part, "func"):  # a partial of a partial: Hydra's own type does not flatten
+            found |= own_code(*part.keywords.values())
+            part = part.func
+        kinds = part.__mro__ if isinstance(part, type) else [part] if hasattr(part, "__code__") else type(part).__mro__
+        for kind in kinds:
+            found |= _own_file(kind)
+    return found
+
+
+@cache
+def _own_file(kind: Any) -> dict[str, str]:
+    """Hash the file as it is when its class is first asked about, which is before anything is computed."""
+    named = getattr(sys.modules.get(kind.__module__ or ""), "__file__", None)
+    if named is None or not (file := Path(named).resolve()).is_file():
+        return {}
+    ours = [Path(sysconfig.get_path("stdlib")).resolve(), Path(__file__).resolve().parent]
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return {} if installed or any(map(file.is_relative_to, ours)) else {file.name: file_digest(file)}
 
 
 def digest_of(*parts: bytes | str | int | np.ndarray) -> str:

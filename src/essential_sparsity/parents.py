@@ -79,10 +79,10 @@ def as_run(run: Run | Path | str) -> Run:
 
 
 def finished_inputs(
-    backbone: Any, data: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None
+    backbone: Any, data: Any, task: Any, pruner: Any, sparsity: Any, parent: Mapping[str, Any] | None
 ) -> dict[str, str] | None:
     """Give the hashes that a finished run is checked against; None where its inputs are not at hand any more."""
-    found = inputs_if_there(started_at(backbone, pruner, sparsity, parent), data, pruner)
+    found = inputs_if_there(started_at(backbone, pruner, sparsity, parent), data, task, pruner)
     if found is None or (parent is not None and not as_run(parent["run"]).model.is_dir()):
         return None
     return found | round_inputs(pruner, sparsity, parent)

@@ -10,29 +10,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from essential_sparsity.checkpoints import Checkpoint
+from essential_sparsity.inputs import own_code
 from essential_sparsity.pruning import Masks
 from essential_sparsity.pruning.architecture import prunable_names
 
 log = logging.getLogger(__name__)
 
 
-def inputs_of(backbone: Any, data: Any, pruner: Any) -> dict[str, str]:
-    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, calibration, …."""
+def inputs_of(backbone: Any, data: Any, task: Any, pruner: Any) -> dict[str, str]:
+    """Give a hash (or hub revision) for each input of a run: weights, tokenizer, data, stored masks, one's own code."""
     found = {**backbone.inputs(), **data.inputs()}
-    parts: list[Any] = [pruner, getattr(pruner, "calibration", None), getattr(pruner, "score", None)]
+    parts: list[Any] = [pruner, getattr(pruner, "calibration", None)]
     for part in parts:
-        if not isinstance(getattr(part, "inputs", ""), str):  # of ActivationNorm it is a setting
+        if hasattr(part, "inputs"):
             found |= part.inputs()
-    return found
+    of_pruner = [getattr(pruner, name, None) for name in ("score", "allocation", "pattern")]
+    return found | own_code(backbone, data, task, *parts, *of_pruner)
 
 
-def inputs_if_there(backbone: Any, data: Any, pruner: Any) -> dict[str, str] | None:
+def inputs_if_there(backbone: Any, data: Any, task: Any, pruner: Any) -> dict[str, str] | None:
     """Give the hashes of a run's inputs, or None where they are not at hand (moved away, or a hub that is offline)."""
     path = getattr(backbone, "path", None)
     if path is not None and not Path(path).exists():
         return None
     try:
-        return inputs_of(backbone, data, pruner)
+        return inputs_of(backbone, data, task, pruner)
     except (OSError, ValueError):
         return None
 

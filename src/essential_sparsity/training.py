@@ -70,7 +70,7 @@ def fit(
     with run.lock():
         if run.finished:
             run.check_config(record["config"])
-            run.check_inputs(finished_inputs(backbone, data, pruner, sparsity, parent))
+            run.check_inputs(finished_inputs(backbone, data, task, pruner, sparsity, parent))
             if not (missing := [part for part in keep if not kept(run, part).is_dir() and part != "checkpoints"]):
                 return run.metrics
             lacking = ", ".join(f"{kept(run, part).name}/" for part in missing)
@@ -89,7 +89,7 @@ def fit(
         else:
             finish_parent(parent, keep=for_rewinding(pruner, parent) if starts_anew(pruner, sparsity) else ("model",))
         stage = _stage(backbone, data, task, pruner, sparsity, seed, trainer, callbacks, parent)
-        stage.inputs |= inputs_of(stage.backbone, data, stage.pruner) | round_inputs(pruner, sparsity, parent)
+        stage.inputs |= inputs_of(stage.backbone, data, task, stage.pruner) | round_inputs(pruner, sparsity, parent)
         parent_id = None if parent is None else as_run(parent["run"]).info["id"]
         run.start(run_info(record, inputs=stage.inputs, parent=parent_id))
         if number > 1 and launch is not None:

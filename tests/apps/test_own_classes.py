@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from essential_sparsity.backbones.tiny import TinyLanguageBackbone
+from essential_sparsity.pruning import Masks
 from essential_sparsity.runs import read_runs
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -18,7 +19,8 @@ OWN = "train backbone=my_bert data=my_texts sparsity=0.5 trainer.max_steps=2"
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """Give a folder with the files that README writes, a model and two tables."""
-    monkeypatch.delitem(sys.modules, "my_pruner", raising=False)  # of another test's folder
+    for module in ("my_pruner", "my_task", "my_backbone"):
+        monkeypatch.delitem(sys.modules, module, raising=False)  # of another test's folder
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -40,7 +42,8 @@ def told(command, words):
 
 def test_readme_writes_a_model_data_and_a_pruner_in_two_files_each():
     assert [*FILES] == [
-        "conf/backbone/my_bert.yaml", "conf/data/my_texts.yaml", "my_pruner.py", "conf/pruner/from_mean.yaml"
+        "conf/backbone/my_bert.yaml", "conf/data/my_texts.yaml", "my_pruner.py", "conf/pruner/from_mean.yaml",
+        "my_task.py", "conf/task/focal.yaml", "my_backbone.py", "conf/backbone/half_bert.yaml",
     ]  # fmt: skip
 
 
@@ -62,6 +65,30 @@ def test_a_pruner_is_one_method_and_one_yaml_file_and_a_changed_one_is_another(c
     del sys.modules["my_pruner"]  # as in a command of its own
     line = told(command, f"{OWN} pruner=from_mean")
     assert "belongs to another configuration; input my_pruner.py: " in line
+
+
+def test_a_task_and_a_backbone_are_a_class_and_a_yaml_file_each_and_inputs_of_their_runs(command, study):
+    code, out, err = command(f"{OWN.replace('my_bert', 'half_bert')} task=focal")
+    assert code == 0, out + err
+    (record,) = read_runs(study / "outputs/train")
+    assert {"my_task.py", "my_backbone.py", "my_bert/model.safetensors"} < {*record.info["inputs"]}
+    masks = Masks.load(record.path / "masks.safetensors")
+    assert {name.split("layer.")[1].split(".")[0] for name in masks} == {"0"}  # of the two layers there, the first
+
+    code, out, err = command(f"{OWN.replace('my_bert', 'half_bert')} task=focal task.gamma=0 name=plain")
+    assert code == 0, out + err
+    code, out, err = command(f"{OWN.replace('my_bert', 'half_bert')} name=plain2")
+    assert code == 0, out + err
+    (plain,), (cross_entropy,) = read_runs(study / "outputs/plain"), read_runs(study / "outputs/plain2")
+    losses = [
+        pd.read_parquet(run.path / "predictions.parquet")["loss"].tolist() for run in (record, plain, cross_entropy)
+    ]
+    assert losses[0] != losses[1] == losses[2]
+
+    (study / "my_task.py").write_text(FILES["my_task.py"] + "# changed\n")
+    del sys.modules["my_task"]
+    line = told(command, f"{OWN.replace('my_bert', 'half_bert')} task=focal")
+    assert "belongs to another configuration; input my_task.py: " in line
 
 
 DATA, PRUNER = "conf/data/my_texts.yaml", "conf/pruner/from_mean.yaml"

@@ -73,10 +73,6 @@ def test_what_is_no_score_is_refused_by_name(weights, give, message):
         Pruner(Given(give)).rank(weights)
 
 
-def test_the_file_of_a_formula_is_an_input_of_its_runs():
-    assert list(FromMean().inputs()) == ["test_formula.py"]
-
-
 def test_a_file_that_is_read_in_pieces_takes_no_formula(tmp_path):
     backbone = TinyLanguageBackbone()
     model = backbone.build(num_labels=2, seed=0)

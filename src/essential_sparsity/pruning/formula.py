@@ -1,16 +1,13 @@
 """A score of one's own: any function of a weight matrix, written as one method."""
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from essential_sparsity.inputs import file_digest
 from essential_sparsity.pruning.scores import Magnitude, Score
 
 
@@ -22,14 +19,6 @@ class Formula(ABC):
 
     reads_weights: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = False
-    origin: ClassVar[dict[str, str]] = {}
-    """The hash of the file that holds the class, as it was when it was read."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Hash the file, where there is one."""
-        super().__init_subclass__(**options)
-        file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
-        cls.origin = {file.name: file_digest(file)} if file.is_file() else {}
 
     @abstractmethod
     def scores(self, name: str, weight: Tensor) -> Tensor:
@@ -42,10 +31,6 @@ class Formula(ABC):
     def __repr__(self) -> str:
         """Name the class and its attributes."""
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in vars(self).items())})"
-
-    def inputs(self) -> dict[str, str]:
-        """Give the hash of the file that holds the class: a run under another formula is no run of this one."""
-        return dict(self.origin)
 
     @torch.no_grad()
     def of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
