@@ -42,7 +42,7 @@ class Own(torch.nn.Linear):
 def test_the_files_of_ones_own_classes_are_found_installed_ones_and_ours_are_not() -> None:
     digest = {"test_inputs.py": file_digest(__file__)}
     assert own_code(Own(1, 1)) == own_code(Own) == digest
-    assert own_code(partial(partial(torch.optim.AdamW, lr=1), params=partial(Own, 1))) == digest
+    assert own_code(partial(partial(dict, lr=1), inner=partial(Own, 1))) == digest
     assert own_code(test_digests_tell_parts_apart) == digest
     assert own_code(torch.nn.Linear(1, 1), None, 3, cached_folder, partial(torch.optim.AdamW, lr=1)) == {}
 

@@ -20,7 +20,7 @@ from essential_sparsity.callbacks.loader_position import LoaderPosition
 from essential_sparsity.callbacks.probes import plain_loader
 from essential_sparsity.callbacks.step_seed import StepSeed
 from essential_sparsity.data.digits import Digits
-from essential_sparsity.data.views import MultiCrop
+from essential_sparsity.data.views import MatchedView, MultiCrop
 from essential_sparsity.probing import feature_spread, knn_votes, linear_predictions, unit_rows
 from essential_sparsity.runs import RunRecord
 from essential_sparsity.tasks.image_classification import ImageClassification
@@ -281,3 +281,13 @@ def test_operations_of_distillation_include_teacher_and_all_views() -> None:
     resampling = counted - 2 * (3 * student - pixels + teacher)
     assert 0 <= resampling < 0.02 * counted
     assert torch.equal(module.centre, centre)
+
+
+def test_what_a_plan_takes_distillation_for_is_what_its_products_come_to() -> None:
+    data = prepared(MultiCrop(num_local=3, local_size=4))
+    batch = next(iter(data.train_dataloader()))
+    assert data.augmentation is not None and prepared(MatchedView()).augmentation.training_passes == 1
+    counted = training_flops(distillation(freeze_last_layer_epochs=0), {**batch, **data.augmentation(batch)})
+    products = 2 * 3 * vit_products(16)
+    assert data.augmentation.training_passes == pytest.approx(2 * 4 / 3 + 3 / 4)
+    assert counted / products == pytest.approx(data.augmentation.training_passes, rel=0.15)  # and the projection

@@ -129,7 +129,9 @@ def _estimate_parts(text: str) -> tuple[tuple[str, Any], ...]:
     counted = data.num_tokens()
     if counted is None:
         counted = (data.num_train_rows * tokens_per_image, sum(data.evaluation_rows.values()) * tokens_per_image)
-    operations = prunable * (6 * counted[0] * steps / max(1, steps_per_epoch) + 2 * counted[1])
+    views: Any = getattr(data, "augmentation", None)
+    passes = 1.0 if views is None else views.training_passes
+    operations = prunable * (6 * counted[0] * passes * steps / max(1, steps_per_epoch) + 2 * counted[1])
     return (
         ("operations", operations),
         ("bytes", prunable // 8 + 24 * sum(data.evaluation_rows.values()) + 50_000),

@@ -67,6 +67,11 @@ class Augmentation(ABC):
             raise ValueError(f"{type(self).__name__} knows no backbone yet: call bind(backbone.preprocessing()) first")
         return self.preprocessing.size
 
+    @property
+    def training_passes(self) -> float:
+        """Cost of training on an image's views, over that of training on the whole image once."""
+        return 1.0
+
     @abstractmethod
     def draw(self, rows: np.ndarray, *, epoch: int, seed: int, shape: tuple[int, int]) -> Tensor:
         """Draw the parameters [N, V, P] of the views of rows whose images are H × W, by (seed, epoch, row) alone."""
@@ -264,6 +269,11 @@ class MultiCrop(DinoViews):
     def local(self) -> int:
         """Size of the local views."""
         return self.local_size or max(1, round(self.size * LOCAL_SHARE))
+
+    @property
+    def training_passes(self) -> float:
+        """Cost of a student on all views and of a teacher's forward pass on the global ones, by their pixels."""
+        return self.num_global * 4 / 3 + self.num_local * (self.local / self.size) ** 2
 
     def draw(self, rows: np.ndarray, *, epoch: int, seed: int, shape: tuple[int, int]) -> Tensor:
         """Draw all views of each row, global ones first: [N, G + L, 13]."""
