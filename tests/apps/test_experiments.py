@@ -156,7 +156,7 @@ def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
 def test_plan_computes_nothing_and_says_what_it_would_cost(command, tmp_path):
     code, out, err = command("train experiment=demo scale=tiny plan=true")
     assert code == 0, out + err
-    assert "8 of 8 points to compute, 1 parents to train first" in out
+    assert "8 of 8 points to compute, 1 parent to train first" in out
     assert "evaluation rows and 2 seeds can prove a sparsity free within" in out
     assert not list((tmp_path / "outputs").glob("*/*/run.json"))
 
@@ -167,7 +167,7 @@ def test_a_shorter_fine_tuning_is_no_shorter_pre_training(command):
         assert code == 0, err
         return out
 
-    assert "1 parents to train first" in parent_of("")
+    assert "1 parent to train first" in parent_of("")
     from omegaconf import OmegaConf
 
     from essential_sparsity.apps import conf

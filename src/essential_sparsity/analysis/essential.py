@@ -18,6 +18,7 @@ from essential_sparsity.analysis.curves import SparsityCurve
 from essential_sparsity.analysis.levels import dense_mean, finite, level_table, noise_band
 from essential_sparsity.analysis.power import needed
 from essential_sparsity.analysis.resampling import PairedDifferences, paired_differences, resample_rows
+from essential_sparsity.analysis.wording import counted
 
 SENSITIVITY = (0.005, 0.01, 0.02, 0.05)
 
@@ -240,7 +241,8 @@ def _with_status(
         return replace(result, status="at_chance", reason=reason, **silent)
     everywhere = found.ci_low == 0 and not found.dips and (found.ci_high is None or found.ci_high >= top)
     if everywhere and result.costly_from != first:
-        reason = f"the interval covers the whole grid: {result.num_rows} rows and {result.num_seeds} seeds cannot tell"
+        told = f"{counted(result.num_rows, 'row')} and {counted(result.num_seeds, 'seed')}"
+        reason = f"the interval covers the whole grid: {told} cannot tell"
         return replace(result, status="unresolved", reason=reason)
     if at is not None and at < first - ROUNDING:
         reason = f"the first level, {first:g}, already costs more than {points}"

@@ -13,6 +13,7 @@ from essential_sparsity.analysis.evidence import TOP, Evidence, judge, paired
 from essential_sparsity.analysis.metrics import Metric, spoken
 from essential_sparsity.analysis.next_runs import Search
 from essential_sparsity.analysis.resampling import paired_differences, unseen_share
+from essential_sparsity.analysis.wording import counted
 
 NUM_RESAMPLES = 400
 """Draws of rows per level: enough for a variance."""
@@ -181,7 +182,7 @@ def _with_status(found: TurningPoint, here: Evidence, search: Search, *, at_chan
         reason = f"no visited level up to {here.levels[-1]:g} costs more than {points}"
         return replace(found, status="never_turned", reason=reason, essential_sparsity=None)
     if here.high >= TOP:
-        reason = f"{len(found.seeds)} seeds and {found.num_runs} runs prove no level costly"
+        reason = f"{counted(len(found.seeds), 'seed')} and {counted(found.num_runs, 'run')} prove no level costly"
         return replace(found, status="unresolved", reason=reason)
     if here.low == 0 and here.high <= 2 * search.tolerance + 1e-9:
         reason = f"{here.high:g} already costs more than {points}"
@@ -193,7 +194,8 @@ def _how_it_ended(found: TurningPoint) -> str:
     if found.is_within_tolerance:
         return f"known to ±{found.tolerance:g}"
     if found.num_failed:
-        return f"not known to ±{found.tolerance:g}: {found.num_failed} runs failed; mend them, the same command goes on"
+        failed = counted(found.num_failed, "run")
+        return f"not known to ±{found.tolerance:g}: {failed} failed; mend them, the same command goes on"
     if found.num_runs < found.budget:
         return f"not known to ±{found.tolerance:g}: no run that {found.budget} leave promises more; raise the budget"
     return f"not known to ±{found.tolerance:g}: the budget of {found.budget} runs is spent"
@@ -204,8 +206,9 @@ def _statement(found: TurningPoint) -> str:
     name = f"{found.label}: " if found.label else ""
     if found.low is None:
         return f"{name}{found.status}: {found.reason}"
-    rows = f"these {found.num_rows:,} rows, {found.num_runs} runs"
-    sure = "without noise" if found.confidence is None else f"{100 * found.confidence:g} %, {len(found.seeds)} seeds"
+    rows = f"these {counted(found.num_rows, 'row')}, {counted(found.num_runs, 'run')}"
+    seeds = counted(len(found.seeds), "seed")
+    sure = "without noise" if found.confidence is None else f"{100 * found.confidence:g} %, {seeds}"
     where = "" if found.essential_sparsity is None else f"{found.essential_sparsity:.3f}, "
     between = f"{where}between {found.low:g} and {_end(found.high)} ({sure}; {rows})"
     others = f"for other rows like these between {found.ci_low:g} and {_end(found.ci_high)}"

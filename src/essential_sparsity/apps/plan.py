@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from essential_sparsity.analysis.wording import counted
 from essential_sparsity.apps import conf
 from essential_sparsity.apps.guard import Outcome
 from essential_sparsity.apps.sweeps import duration
@@ -226,7 +227,7 @@ def print_plan(outcomes: Sequence[Outcome]) -> None:
     where = planned[0].metrics["where"] if planned else "this machine"
     how = "measured here" if any(item.metrics["measured"] for item in planned) else "estimated from operations"
     _finished.cache_clear()
-    print(f"{len(todo)} of {len(planned)} points to compute, {len(parents)} parents to train first")
+    print(f"{len(todo)} of {len(planned)} points to compute, {counted(len(parents), 'parent')} to train first")
     print(f"about {seconds / 3600:.2f} hours one after another on {where} ({how}), {disk / 1e6:.0f} MB of disk")
     _print_resolvable(planned)
     if len(planned) > 1:
@@ -247,6 +248,7 @@ def _print_resolvable(planned: Sequence[Outcome]) -> None:
     num_seeds = len({item.metrics["seed"] for item in pruned or planned})  # dense runs of further seeds have no pair
     epsilon = resolvable_epsilon(num_rows, num_seeds)
     print(
-        f"{num_rows} evaluation rows and {num_seeds} seeds can prove a sparsity free within ε = {epsilon:.4f} "
+        f"{counted(num_rows, 'evaluation row')} and {counted(num_seeds, 'seed')} "
+        f"can prove a sparsity free within ε = {epsilon:.4f} "
         "(10 % of rows disagreeing); a smaller ε needs more rows or seeds"
     )

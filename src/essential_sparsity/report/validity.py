@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from essential_sparsity.analysis.wording import counted
 from essential_sparsity.report.panels import Panel, interval, percent, points, shown_level
 
 
@@ -36,7 +37,8 @@ def _rows(panel: Panel) -> Check:
     reach = result.resolvable_epsilon
     if reach is None:
         return Check("rows", "red", f"{result.num_rows:,} rows, but no level to compare with dense")
-    text = f"{result.num_rows:,} rows and {result.num_seeds} seeds can prove losses under {points(result, reach)}"
+    given = f"{counted(result.num_rows, 'row')} and {counted(result.num_seeds, 'seed')}"
+    text = f"{given} can prove losses under {points(result, reach)}"
     if reach <= result.epsilon:
         return Check("rows", "green", text)
     need = f"; {points(result)} takes about {result.rows_needed:,} rows" if result.rows_needed else ""
