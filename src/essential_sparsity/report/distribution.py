@@ -94,6 +94,8 @@ def _draw_ridges(
                 continue
             edges, density = each.density(scaling, layer=layer, kind=kind, merge=4)
             middles, heights = (edges[1:] + edges[:-1]) / 2, 1.5 * density / max(density.max(), 1e-12)
+            seen = (edges[1:] > REACH[scaling][0]) & (edges[:-1] < REACH[scaling][1])
+            middles, heights = middles[seen], heights[seen]
             colour, label = _colour(number), each.name if index == 0 else None
             axes.fill_between(middles, -index, heights - index, color=colour, alpha=0.18, lw=0, zorder=index)
             axes.plot(middles, heights - index, color=colour, lw=0.7, label=label, zorder=index)
