@@ -63,7 +63,9 @@ def test_a_curve_without_training_has_one_device(command: Callable[..., tuple[in
 
 def test_a_rank_builds_what_the_command_asked_for_of_the_run_and_its_parent() -> None:
     with initialize_config_dir(str(conf.CONF), version_base="1.3"):
-        composed = compose("train", overrides=["experiment=demo", "scale=tiny", "sparsity=0.5", "pruner=omp"])
+        composed = compose(
+            "train", overrides=["experiment=demo", "arm=sl_plain", "scale=tiny", "sparsity=0.5", "pruner=omp"]
+        )
     asked = conf.complete(composed, choices={}, overrides=[])
     read = conf.Asked(**json.loads(json.dumps(dataclasses.asdict(asked))))
     (parent, _), *_ = asked.parents()

@@ -14,7 +14,7 @@ RUNS = {
     "abrupt_sparsification_bert": 6,
     "abrupt_sparsification_bert_mini": 6,
     "data_fraction_bert": 12,
-    "demo": 8,
+    "demo": 14,
     "does_pretraining_matter": 10,
     "essential_sparsity_bert_glue": 8,
     "essential_sparsity_minilm_glue": 8,
@@ -136,7 +136,7 @@ def test_an_experiment_without_training_at_scale_tiny(name, command, tmp_path):
 
 
 def test_points_of_a_sweep_share_one_parent(command, tmp_path):
-    code, out, err = command("train experiment=demo scale=tiny seed=0,1 sparsity=0.5")
+    code, out, err = command("train experiment=demo scale=tiny arm=ssl seed=0,1 sparsity=0.5")
     assert code == 0, out + err
     parents = list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))
     assert len(parents) == 1 and (parents[0] / "model").is_dir()
@@ -147,7 +147,8 @@ def test_points_of_a_sweep_share_one_parent(command, tmp_path):
 def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
     for steps in (2, 3):
         code, out, err = command(
-            f"train experiment=demo scale=tiny scale.trainer.max_steps={steps} seed=0 sparsity=0.5 pruner=omp"
+            f"train experiment=demo scale=tiny scale.trainer.max_steps={steps} arm=sl_plain seed=0 sparsity=0.5 "
+            "pruner=omp"
         )
         assert code == 0, out + err
     assert len(list((tmp_path / "outputs/demo-tiny/parents").glob("[!.]*"))) == 2
@@ -156,14 +157,14 @@ def test_a_parent_of_other_steps_is_another_parent(command, tmp_path):
 def test_plan_computes_nothing_and_says_what_it_would_cost(command, tmp_path):
     code, out, err = command("train experiment=demo scale=tiny plan=true")
     assert code == 0, out + err
-    assert "8 of 8 points to compute, 1 parent to train first" in out
+    assert "14 of 14 points to compute, 2 parents to train first" in out
     assert "evaluation rows and 2 seeds can prove a sparsity free within" in out
     assert not list((tmp_path / "outputs").glob("*/*/run.json"))
 
 
 def test_a_shorter_fine_tuning_is_no_shorter_pre_training(command):
     def parent_of(words):
-        code, out, err = command(f"train experiment=demo plan=true sparsity=0.5 seed=0 pruner=omp {words}")
+        code, out, err = command(f"train experiment=demo arm=sl_plain plan=true sparsity=0.5 seed=0 pruner=omp {words}")
         assert code == 0, err
         return out
 

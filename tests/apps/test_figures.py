@@ -16,7 +16,7 @@ POINTS = {
     "abrupt_sparsification_bert": 24,
     "abrupt_sparsification_bert_mini": 9,
     "data_fraction_bert": 240,
-    "demo": 42,
+    "demo": 75,
     "does_pretraining_matter": 36,
     "essential_sparsity_bert_glue": 42,
     "essential_sparsity_minilm_glue": 42,

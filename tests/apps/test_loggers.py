@@ -229,5 +229,5 @@ def test_levels_of_a_curve_without_training_are_logged_once_each(command, tmp_pa
 
 
 def test_a_parents_training_is_logged_like_its_childrens(command, tmp_path):
-    assert command("train experiment=demo scale=tiny seed=0 sparsity=0.5 pruner=omp")[0] == 0
+    assert command("train experiment=demo scale=tiny arm=sl_plain seed=0 sparsity=0.5 pruner=omp")[0] == 0
     assert len(list((tmp_path / "outputs/demo-tiny/parents").glob("*/log/version_0/metrics.csv"))) == 1

@@ -45,7 +45,7 @@ def test_a_diverging_run_is_named_and_the_next_point_runs(command, tmp_path):
 
 
 def test_a_parent_that_fails_is_tried_once_a_sweep(command, tmp_path):
-    words = "train experiment=demo scale=tiny parent.optimizer.lr=1e30 sparsity=0.0,0.5 seed=0 pruner=omp"
+    words = "train experiment=demo scale=tiny arm=sl_plain parent.optimizer.lr=1e30 sparsity=0.0,0.5 seed=0 pruner=omp"
     for _ in range(2):  # the same command again tries it again
         code, out, _ = command(words)
         assert code == 1 and "2 points: 0 computed, 0 there already, 2 failed" in out

@@ -100,6 +100,16 @@ def test_decay_factor_is_what_decay_leaves_of_a_weight_without_gradient(tmp_path
     torch.testing.assert_close(weight.detach(), frozen_at * factor)
 
 
+@pytest.mark.parametrize("lr", [10.0, 25.0])
+def test_decay_that_takes_all_or_turns_the_sign_is_recorded_as_what_is_left(tmp_path: Path, lr: float) -> None:
+    def steep(weights: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(weights, lr=lr, weight_decay=0.1)
+
+    fit(Toy(Network(), steep), 2, [recorder(tmp_path)])
+    factors = tables(tmp_path)[1].groupby("step").first()["decay_factor"]
+    np.testing.assert_allclose(factors, [1, abs(1 - lr * 0.1) ** 2])
+
+
 def test_a_schedule_s_rate_is_the_one_that_the_step_used(tmp_path: Path) -> None:
     class Scheduled(Toy):
         def configure_optimizers(self) -> Any:

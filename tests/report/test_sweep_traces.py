@@ -12,8 +12,8 @@ from essential_sparsity.runs import Run, read_runs
 from essential_sparsity.traces import merge_records, write_record
 
 
-def record(folder: Path, *, fraction: float, seed: int, jump: int | None) -> None:
-    """Write a run with 21 records of one weight, whose share of small magnitudes grows, and may jump."""
+def record(folder: Path, *, fraction: float, seed: int, jump: int | None, num: int = 21) -> None:
+    """Write a run with `num` records of one weight, whose share of small magnitudes grows, and may jump."""
     run = Run(folder)
     run.start(
         {
@@ -26,7 +26,7 @@ def record(folder: Path, *, fraction: float, seed: int, jump: int | None) -> Non
         }
     )
     random = np.random.default_rng(seed)
-    for place in range(21):
+    for place in range(num):
         small = int(1000 + 20 * place + 3 * random.normal() + (2000 if jump is not None and place >= jump else 0))
         counts = np.zeros(2**14, np.int64)
         counts[7000], counts[7700] = small, 20_000 - small
@@ -67,6 +67,11 @@ def test_fewer_than_three_seeds_claim_nothing_of_a_setting(tmp_path: Path) -> No
     record(tmp_path / "one~0", fraction=1.0, seed=0, jump=10)
     html = traces_section(read_runs(tmp_path), tmp_path / "report")
     assert "1 of 1 pre-trainings. Fewer than 3 seeds of a setting say nothing of the setting." in html
+
+
+def test_a_run_that_died_behind_its_first_record_is_shown_with_it(tmp_path: Path) -> None:
+    record(tmp_path / "all~0", fraction=1.0, seed=0, jump=None, num=1)
+    assert "1 recorded pre-trainings" in traces_section(read_runs(tmp_path), tmp_path / "report")
 
 
 def test_a_sweep_without_traces_has_no_section(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def commands(number: int) -> list[list[str]]:
     seeds = f"axes.seed='{2 * number},{2 * number + 1}'"
     grid = "hydra.sweeper.grids=[{sparsity:'${axes.sparsity}',seed:'${axes.seed}'}]"
     lines = [
-        f"train experiment=demo scale=tiny {VIT} {RECORDED} name=tuned pretraining_seed={number} {seeds} "
+        f"train experiment=demo arm=sl_plain scale=tiny {VIT} {RECORDED} name=tuned pretraining_seed={number} {seeds} "
         f"axes.sparsity='0.0,0.5' {grid}",
         f"lottery backbone=vit_tiny data=digits {VIT} trainer.max_steps=4 pruner.step=0.3 pruner.rewind=1 name=ticket "
         f"-m sparsity=0.3,0.6 seed={number}",
@@ -44,7 +44,7 @@ def few() -> list[list[str]]:
     """Give a sweep of two points and their parent, and a pruning, for the tests of every day."""
     grid = "hydra.sweeper.grids=[{sparsity:'0.0,0.5',seed:'0'}]"
     lines = [
-        f"train experiment=demo scale=tiny {VIT} {RECORDED} name=tuned {grid}",
+        f"train experiment=demo arm=sl_plain scale=tiny {VIT} {RECORDED} name=tuned {grid}",
         "prune checkpoint=kept/model out=pruned sparsity=0.5",
     ]
     return [line.split() for line in lines]

@@ -138,7 +138,7 @@ class SparsityRecorder(Callback):
                 rate = float(group["lr"])
                 pace["lr"], pace["lr_sum"] = rate, pace["lr_sum"] + rate
                 if group.get("decoupled_weight_decay", True):
-                    pace["log_decay"] += math.log1p(-rate * float(group.get("weight_decay", 0.0)))
+                    pace["log_decay"] += _log_decay(rate * float(group.get("weight_decay", 0.0)))
 
     # --- a record ---
 
@@ -237,6 +237,13 @@ class _Since:
         """Go on from a state; a loss restored as a tensor adds up in fp32 as it would have."""
         loss, batches, tokens = state
         return cls(torch.tensor(loss, dtype=torch.float32), int(batches), int(tokens))
+
+
+def _log_decay(share: float) -> float:
+    """Give the logarithm of |1 - share|, what a step of decay alone leaves of a magnitude: -inf where it is 0."""
+    if share < 1:
+        return math.log1p(-share)
+    return math.log(share - 1) if share > 1 else -math.inf
 
 
 def _write(

@@ -200,6 +200,8 @@ def _heat(figure: Figure, axes: Axes, grid: np.ndarray, steps: np.ndarray, names
 
 def _edges(steps: np.ndarray) -> np.ndarray:
     """Borders between records: half-way, and as far beyond the ends."""
+    if len(steps) == 1:
+        return np.array([steps[0] - 0.5, steps[0] + 0.5])
     middles = (steps[1:] + steps[:-1]) / 2
     return np.concatenate([[2 * steps[0] - middles[0]], middles, [2 * steps[-1] - middles[-1]]])
 
