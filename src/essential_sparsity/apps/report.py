@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from essential_sparsity.apps.guard import one_line
+from essential_sparsity.failures import one_line
 
 
 def job(composed: DictConfig) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from essential_sparsity.apps import sweeps
-from essential_sparsity.apps.guard import Outcome, one_line
+from essential_sparsity.apps.guard import Outcome
+from essential_sparsity.failures import one_line
 
 AXES = ("sparsity", "sparsities")
 OPTIONS = ("tolerance", "budget", "noise", "confidence", "batch_size")
