@@ -307,8 +307,18 @@ class Run:
         (self.path / "failure.json").unlink(missing_ok=True)
         write_json(self.path / "metrics.json", metrics)
         if not keep_checkpoints:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.path / "trace", ignore_errors=True)  # its records were merged before
+            self._drop_checkpoints()
+
+    def drop_left_behind(self) -> None:
+        """Drop the checkpoints of a finished run that was killed before it could; what it was told to keep stays."""
+        if "checkpoints" not in self.info.get("keep", ["checkpoints"]):  # a version before this one does not tell
+            self._drop_checkpoints()
+
+    def _drop_checkpoints(self) -> None:
+        """Drop what only an unfinished run needs: model, masks and the merged trace are other files."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if (self.path / "trace.parquet").is_file():  # all records were merged into it
+            shutil.rmtree(self.path / "trace", ignore_errors=True)
 
     def fail(self, *, kind: str, message: str, traceback: str, step: int | None) -> None:
         """Write failure.json in the place of metrics.json."""

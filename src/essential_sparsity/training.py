@@ -72,6 +72,7 @@ def fit(
             run.check_config(record["config"])
             run.check_inputs(finished_inputs(backbone, data, pruner, sparsity, parent))
             if not (missing := [part for part in keep if not kept(run, part).is_dir() and part != "checkpoints"]):
+                run.drop_left_behind()
                 return run.metrics
             lacking = ", ".join(f"{kept(run, part).name}/" for part in missing)
             warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
@@ -91,7 +92,7 @@ def fit(
         stage = _stage(backbone, data, task, pruner, sparsity, seed, trainer, callbacks, parent)
         stage.inputs |= inputs_of(stage.backbone, data, stage.pruner) | round_inputs(pruner, sparsity, parent)
         parent_id = None if parent is None else as_run(parent["run"]).info["id"]
-        run.start(run_info(record, inputs=stage.inputs, parent=parent_id))
+        run.start(run_info(record, inputs=stage.inputs, parent=parent_id, keep=keep))
         if number > 1 and launch is not None:
             launch(run, number, keep)
         else:
