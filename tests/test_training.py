@@ -130,7 +130,8 @@ def test_a_finished_run_keeps_no_checkpoint_unless_it_was_told_to(tmp_path, monk
         fit(**given)
         run = Run(tmp_path / f"{stays}")
         left_behind(run)
-        fit(**given | {"keep": ["model"]})
+        given["keep"] = ["model"]
+        fit(**given)
         assert run.checkpoints.exists() == (run.path / "trace").exists() == stays
         for name in ("trace.parquet", "model_at_step=1", "model", "masks.safetensors", "predictions.parquet"):
             assert (run.path / name).exists()
