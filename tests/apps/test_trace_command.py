@@ -160,13 +160,13 @@ def test_what_has_changed_since_is_measured_again(tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "anew")
 
 
-def test_records_of_another_series_or_method_count_for_nothing(tmp_path, monkeypatch):
+def test_records_of_another_series_or_code_count_for_nothing(tmp_path, monkeypatch):
     folder, out = series(tmp_path / "checkpoints", 4, jump=99), tmp_path / "out"
     cut_off(folder, out, "step_3k", monkeypatch)
     shutil.copytree(out, tmp_path / "other")
     twin = shutil.copytree(folder, tmp_path / "twin")  # the same names, sizes and times
     assert len(cut_off(twin, tmp_path / "other", "", monkeypatch)) == 4
-    monkeypatch.setattr(journal, "FORMAT", 99)
+    monkeypatch.setattr(journal, "code", lambda: "of another day")
     assert len(cut_off(folder, out, "", monkeypatch)) == 4
 
 

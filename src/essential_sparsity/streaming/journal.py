@@ -1,21 +1,22 @@
 """What a trace of a checkpoint series has measured so far: a killed one goes on with the next checkpoint."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from essential_sparsity.pruning import Architecture
+from essential_sparsity import checkpoints, traces
+from essential_sparsity.inputs import digest_of, file_digest
+from essential_sparsity.pruning import Architecture, architecture, histogram, moments
 from essential_sparsity.runs import read_json, write_json
-from essential_sparsity.traces import BITS, CODE, whole_steps
+from essential_sparsity.traces import whole_steps
 from essential_sparsity.wholeness import is_whole
 
 if TYPE_CHECKING:
     from essential_sparsity.streaming.series import Entry, Series
 
-FORMAT = 1
-"""Raised when what is measured of a checkpoint changes: records of another format are measured again."""
+MEASURING = (architecture, histogram, moments, checkpoints, traces)
+"""Modules that decide what is measured of a checkpoint and how it is written: changed ones measure again."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of all weights that are measured, by name."""
@@ -24,13 +25,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Journal:
     """`trace/series.json`: by checkpoint its step, state, digest of weights and shapes, written behind its record.
 
-    A journal of another series, architecture or method counts for nothing, and neither does a record that is not whole.
+    A journal of another series, architecture or code counts for nothing, and neither does a record that is not whole.
     """
 
-    def __init__(self, out: Path, series: "Series", architecture: Architecture | None) -> None:
+    def __init__(self, out: Path, series: "Series", chosen: Architecture | None) -> None:
         self.path, self.states = out / "trace" / "series.json", series.states
-        chosen = hashlib.sha256(repr(architecture).encode()).hexdigest()[:16]
-        self.of = {"source": series.source, "architecture": chosen, "format": FORMAT, "code": CODE, "bits": BITS}
+        self.of = {"source": series.source, "architecture": digest_of(repr(chosen)), "code": code()}
         self.entries: dict[str, dict[str, Any]] = {}
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by digest: those of most entries are the same
         if self.path.is_file() and is_whole(self.path):
@@ -63,8 +63,13 @@ class Journal:
 
     def add(self, entry: "Entry", shapes: Shapes) -> None:
         """Remember that a checkpoint's record is whole."""
-        digest = hashlib.sha256(json.dumps({**shapes}).encode()).hexdigest()[:16]
+        digest = digest_of(json.dumps({**shapes}))
         self.shapes[digest] = {**shapes}
         told = {"step": entry.step, "state": self.states.get(entry.name), "digest": entry.digest, "shapes": digest}
         self.entries[entry.name] = told
         write_json(self.path, {"of": self.of, "entries": self.entries, "shapes": self.shapes})
+
+
+def code() -> str:
+    """Give a hash of the code that measures."""
+    return digest_of(*(file_digest(str(module.__file__)) for module in MEASURING))

@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import itertools
 import json
@@ -142,12 +143,14 @@ def _on_the_hub(source: str) -> tuple[dict[str, str], Fetch]:
     def fetch(entry: Entry) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             by_revision = "@" in source
-            snapshot_download(
+            question = functools.partial(
+                snapshot_download,
                 repository if by_revision else f"{repository.partition('/')[0]}/{entry.name}",
                 revision=entry.name if by_revision else None,
                 local_dir=folder,
                 allow_patterns=list(HUB_FILES),
             )
+            asked(question, what=f"checkpoint {entry.name}", remedy=remedy)
             yield Path(folder)
 
     return states, fetch
@@ -177,21 +180,14 @@ def trace_series(
     done: list[Entry] = []
     for entry in series.entries:
         found, record = journal.shapes_of(entry), None
-        if found is not None:
-            entry = replace(entry, status="measured", digest=journal.digest_of(entry), there=True)
+        if found is None:
+            entry, found, record = _read(series, entry, architecture, shapes)
         else:
-            try:
-                with series.fetch(entry) as path:
-                    opened = _Opened.at(path, architecture)
-                    found = opened.shapes()
-                    record = _measured(opened) if found == (shapes or found) else None
-            except (OSError, ValueError, RuntimeError) as error:
-                entry = replace(entry, status="unreadable", reason=str(error).splitlines()[0])
-                found = shapes
-        if entry.status != "unreadable":
+            entry = replace(entry, status="measured", digest=journal.digest_of(entry), there=True)
+        if found is not None:
             first, shapes = first or entry.name, shapes or found
-        if found != shapes:
-            _refuse(entry.name, first, found, shapes)
+            if found != shapes:
+                _refuse(entry.name, first, found, shapes)
         if record is not None:
             digest, counts, lines = record
             write_record(out, entry.step, counts, lines)
@@ -208,6 +204,23 @@ def trace_series(
     merge_records(out, leave_out={entry.step for entry in done} - kept)
     shutil.rmtree(out / "trace")
     return done
+
+
+Record = tuple[str, dict[str, np.ndarray], list[dict[str, Any]]]
+"""The digest of a checkpoint's weights, and what its record holds: histograms and moments."""
+
+
+def _read(
+    series: Series, entry: Entry, architecture: Architecture | None, shapes: Shapes
+) -> tuple[Entry, Shapes | None, Record | None]:
+    """Open a checkpoint and measure it, unless its shapes are not the others'; say so where it cannot be read."""
+    try:
+        with series.fetch(entry) as path:
+            opened = _Opened.at(path, architecture)
+            found = opened.shapes()
+            return entry, found, _measured(opened) if found == (shapes or found) else None
+    except (OSError, ValueError, RuntimeError) as error:
+        return replace(entry, status="unreadable", reason=str(error).splitlines()[0]), None, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +242,7 @@ class _Opened:
         return {name: self.stored.shape(own) for name, own in self.names.items()}
 
 
-def _measured(opened: _Opened) -> tuple[str, dict[str, np.ndarray], list[dict[str, Any]]]:
+def _measured(opened: _Opened) -> Record:
     """Measure one checkpoint weight by weight: the digest of its weights, and what its record holds."""
     digest = hashlib.sha256()
     counts: dict[str, np.ndarray] = {}
