@@ -1,62 +1,20 @@
 """A hub that is busy is asked again; one that says no is one line with a remedy. A server of our own answers here."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import ClassVar
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import errors as hub_errors
 
 from essential_sparsity import hub
 from essential_sparsity.inputs import hub_revision
-
-
-class Answers(BaseHTTPRequestHandler):
-    """Answer by the repository's name: `busy/…` is busy twice, others say no for ever."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self):
-        codes = {"busy": 429, "never": 503, "gone": 404, "gated": 403}
-        name = next((name for name in codes if f"/{name}/" in self.path), "gone")
-        self.asked.append(name)
-        code = codes[name]
-        if code == 429 and len(self.asked) > 2:
-            return self.answer(200, b'{"id": "busy/model", "sha": "abc123"}')
-        errors = {"gone": "RepoNotFound", "gated": "GatedRepo"}
-        told = {"X-Error-Code": errors[name]} if name in errors else {}
-        return self.answer(code, b"{}", **told)
-
-    def answer(self, code, body, **headers):
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format, *args):
-        """Be quiet."""
+from tests import fake_hub
 
 
 @pytest.fixture
 def waits(monkeypatch, tmp_path):
     """Give the waits between tries, with a server in the hub's place."""
-    found: list[float] = []
-    server = HTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    Answers.asked.clear()
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    place = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", place)
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", place)
-    monkeypatch.setattr(hub.time, "sleep", found.append)
-    yield found
-    server.shutdown()
-    server.server_close()
+    with fake_hub.running(monkeypatch, tmp_path) as found:
+        yield found
 
 
 def test_a_busy_hub_is_asked_again(waits):
@@ -73,7 +31,7 @@ def test_a_hub_that_says_no_is_one_line(waits, name, line, tries):
     with pytest.raises(ValueError) as error:
         hub_revision(name)
     assert line in str(error.value) and "\n" not in str(error.value)
-    assert Answers.asked.count(name.partition("/")[0]) == tries
+    assert fake_hub.Answers.asked.count(name.partition("/")[0]) == tries
 
 
 def test_offline_nothing_is_asked(waits, monkeypatch):
@@ -96,3 +54,44 @@ def test_a_line_that_is_down_is_tried_again_and_told(monkeypatch):
     with pytest.raises(ValueError, match=r"^the thing cannot be reached \(no route to host\): use a local one, here$"):
         hub.asked(question, what="the thing", remedy="here")
     assert len(tries) == hub.TRIES
+
+
+# --- fetched before it is needed --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names, weights", [
+    (["model.safetensors", "pytorch_model.bin", "onnx/model.safetensors"], ["model.safetensors"]),
+    (["model-00001-of-2.safetensors", "model-00002-of-2.safetensors"], ["model-*.safetensors"]),
+    (["pytorch_model.bin", "tf_model.h5"], ["pytorch_model.bin"]),
+])  # fmt: skip
+def test_a_model_is_fetched_with_one_kind_of_weights_and_once(names, weights, tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, *, revision=None, local_files_only=False, allow_patterns=(), ignore_patterns=()):
+        if local_files_only:
+            if asked:
+                return str(tmp_path)
+            raise hub_errors.LocalEntryNotFoundError("not here")
+        asked.append((repository, [each for each in allow_patterns if each not in hub.MODEL_FILES], ignore_patterns))
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    siblings = [SimpleNamespace(rfilename=name) for name in ["config.json", *names]]
+    api = SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=siblings))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub.fetch_model("owner/model")
+    ((name, kinds, left),) = asked
+    assert name == "owner/model" and set(weights) <= set(kinds) and len(kinds) == 2 and "*/*.json" in left
+    hub.fetch_model("owner/model")  # it is here now
+    assert len(asked) == 1
+    hub.fetch_model("owner/model", weights=False)
+    assert len(asked) == 1
+
+
+def test_what_a_part_is_made_of_is_fetched_too():
+    inner = SimpleNamespace(needs=lambda: {"text": print}, inputs=dict)
+    outer = SimpleNamespace(needs=lambda: {"model": repr}, corpus=SimpleNamespace(inner=inner, inputs=dict))
+    assert hub.needs_of(outer) == {"model": repr, "text": print}
+    assert hub.needs_of(SimpleNamespace(other=SimpleNamespace(inner=inner))) == {}  # no part of ours

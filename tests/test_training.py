@@ -116,6 +116,41 @@ def test_a_finished_run_returns_at_once(tmp_path):
         fit(**parts(tmp_path, seed=8))
 
 
+def left_behind(run):
+    """Put back what a run that is killed behind its metrics.json leaves, beside files that stay."""
+    for name in ("checkpoints/last.ckpt", "trace/step=00000001.parquet", "trace.parquet", "model_at_step=1/x"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_bytes(b"x")
+
+
+def test_a_finished_run_keeps_no_checkpoint_unless_it_was_told_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "cut_short", lambda self: [])  # the files below are none
+    for keep, stays in ((["model"], False), (["model", "checkpoints"], True)):
+        given = parts(tmp_path, run=tmp_path / f"{stays}", keep=keep)
+        fit(**given)
+        run = Run(tmp_path / f"{stays}")
+        left_behind(run)
+        given["keep"] = ["model"]
+        fit(**given)
+        assert run.checkpoints.exists() == (run.path / "trace").exists() == stays
+        for name in ("trace.parquet", "model_at_step=1", "model", "masks.safetensors", "predictions.parquet"):
+            assert (run.path / name).exists()
+        left_behind(run)
+        info = run.info
+        del info["keep"]  # as a version before this one wrote it
+        (run.path / "run.json").write_text(json.dumps(info))
+        fit(**given)
+        assert run.checkpoints.exists()
+
+
+def test_records_that_were_never_merged_stay(tmp_path):
+    run = Run(tmp_path)
+    run.start({"config": {}, "keep": []})
+    (run.path / "trace").mkdir()
+    run.finish({"value": 1.0})
+    assert (run.path / "trace").is_dir()
+
+
 def test_a_parent_is_finished_first_and_its_model_is_the_start(tmp_path):
     parent = parts(tmp_path, run=tmp_path / "parent", seed=3)
     metrics = fit(**parts(tmp_path, parent=parent, sparsity=0.5, trainer={"max_steps": 1, "accelerator": "cpu"}))

@@ -1,6 +1,6 @@
 """What a run says of itself: the contents of metrics.json, layers.csv and run.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -63,8 +63,10 @@ def layer_rows(weights: Mapping[str, Tensor], masks: Masks, architecture: Archit
     return rows
 
 
-def run_info(record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, parent: str | None) -> dict[str, Any]:
-    """Give the content of run.json: what was asked for (`record`), the hashes of its inputs, and provenance."""
+def run_info(
+    record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, parent: str | None, keep: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Give the content of run.json: what was asked for (`record`), to `keep` too, hashes of its inputs, provenance."""
     config = record["config"]
     return {
         **record,
@@ -72,6 +74,7 @@ def run_info(record: Mapping[str, Any], *, inputs: Mapping[str, str] | None, par
         "name": config.get("name"),
         "seed": config.get("seed"),
         "inputs": inputs,
+        "keep": list(keep),
         "parent": parent,
         "versions": provenance.versions(),
         "git": provenance.git_revision(),

@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 Answer = TypeVar("Answer")
 
@@ -26,14 +27,15 @@ def asked(question: Callable[[], Answer], *, what: str, remedy: str) -> Answer:
         try:
             return question()
         except Exception as error:  # of huggingface_hub, of its transport, of the socket
-            last = number + 1 == TRIES or _offline() or not _may_pass(error)
+            last = number + 1 == TRIES or is_offline() or not _may_pass(error)
             if last:
                 raise ValueError(f"{what} {_reason(error)}: {_remedy(error, remedy)}") from error
             time.sleep(_wait(error, number))
     raise AssertionError("the last try answers or raises")
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
+    """Say whether HF_HUB_OFFLINE forbids to ask."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -92,3 +94,67 @@ def _remedy(error: BaseException, remedy: str) -> str:
     if status == 429:
         return f"wait, give HF_TOKEN, or use a local one, {remedy}"
     return f"use a local one, {remedy}"
+
+
+# --- fetched before it is needed --------------------------------------------------------------------------------------
+
+Needs = dict[str, Callable[[], object]]
+"""What a part needs from the hub, by name: calls that bring it into the local cache."""
+
+
+def needs_of(part: Any) -> Needs:
+    """Gather what a part and the parts that it is made of need from the hub; nothing where all files are local.
+
+    A part says so by its method `needs`; parts are what has `needs` or `inputs`.
+    """
+    found: Needs = dict(part.needs()) if hasattr(part, "needs") else {}
+    for inner in getattr(part, "__dict__", {}).values():
+        if any(callable(getattr(inner, name, None)) for name in ("needs", "inputs")):
+            found |= needs_of(inner)
+    return found
+
+
+MODEL_FILES = ("*.json", "*.txt", "*.model")
+"""Configuration and tokenizer."""
+
+WEIGHT_FILES = (("model.safetensors", "model-*.safetensors"), ("pytorch_model.bin", "pytorch_model-*.bin"))
+"""Weights, the first kind that a repository has."""
+
+
+def fetch_model(repository: str, *, revision: str | None = None, weights: bool = True) -> None:
+    """Bring a model's configuration, tokenizer and weights into the local cache, unless they are there.
+
+    Raises ValueError saying in one line why the hub gave nothing, with the remedy.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    def question() -> None:
+        told = HfApi().model_info(repository, revision=revision)
+        names = [str(sibling.rfilename) for sibling in told.siblings or ()]
+        wanted = [*MODEL_FILES, *(_weights_among(names) if weights else ())]
+        inner = [f"*/{pattern}" for pattern in wanted]  # `*` passes slashes: other programs' copies stay behind
+        snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=inner)
+
+    if not _is_cached(repository, revision, weights=weights):
+        remedy = "paths.models=<folder> or backbone.path=<folder>"
+        asked(question, what=f"hub model {repository!r}", remedy=remedy)
+
+
+def _weights_among(names: Iterable[str]) -> tuple[str, ...]:
+    """Choose the kind of weight files that a repository has; safetensors where it has both."""
+    there = [Path(name) for name in names if "/" not in name]
+    return next((kind for kind in WEIGHT_FILES if any(path.match(each) for path in there for each in kind)), ())
+
+
+def _is_cached(repository: str, revision: str | None, *, weights: bool) -> bool:
+    """Say whether a model lies in the local cache whole; one in several files is asked for again, which is cheap."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return False
+    single = any((folder / kind[0]).is_file() for kind in WEIGHT_FILES)
+    tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json"))
+    return (folder / "config.json").is_file() and tokenizer and (single or not weights)

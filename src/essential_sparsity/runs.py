@@ -307,8 +307,18 @@ class Run:
         (self.path / "failure.json").unlink(missing_ok=True)
         write_json(self.path / "metrics.json", metrics)
         if not keep_checkpoints:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
-            shutil.rmtree(self.path / "trace", ignore_errors=True)  # its records were merged before
+            self._drop_checkpoints()
+
+    def drop_left_behind(self) -> None:
+        """Drop the checkpoints of a finished run that was killed before it could; what it was told to keep stays."""
+        if "checkpoints" not in self.info.get("keep", ["checkpoints"]):  # a version before this one does not tell
+            self._drop_checkpoints()
+
+    def _drop_checkpoints(self) -> None:
+        """Drop what only an unfinished run needs: model, masks and the merged trace are other files."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        if (self.path / "trace.parquet").is_file():  # all records were merged into it
+            shutil.rmtree(self.path / "trace", ignore_errors=True)
 
     def fail(self, *, kind: str, message: str, traceback: str, step: int | None) -> None:
         """Write failure.json in the place of metrics.json."""
@@ -444,7 +454,10 @@ def read_run(path: Path) -> RunRecord:
 
 
 def read_runs(folder: Path | str, *, include_parents: bool = False) -> list[RunRecord]:
-    """Read all runs of `outputs/<name>`, sorted by path; parents lie one folder deeper and come only when asked for."""
+    """Read all runs of `outputs/<name>`, sorted by path; parents lie one folder deeper and come only when asked for.
+
+    Runs of another run format are left out (`other_formats` counts them): what they hold may mean something else.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -453,4 +466,25 @@ def read_runs(folder: Path | str, *, include_parents: bool = False) -> list[RunR
     paths = list(folder.glob("*/run.json"))
     if include_parents:
         paths += folder.glob("parents/*/run.json")
-    return [read_run(path.parent) for path in sorted(paths)]
+    found = [read_run(path.parent) for path in sorted(paths)]
+    return [record for record in found if record.info.get("run_format", RUN_FORMAT) == RUN_FORMAT]
+
+
+def other_formats(folder: Path) -> list[Any]:
+    """Give the run format of each run of a folder, parents too, that was written in another one than ours."""
+    files = [*folder.glob("*/run.json"), *folder.glob("parents/*/run.json")]
+    formats = [read_json(file).get("run_format", RUN_FORMAT) for file in files]
+    return [each for each in formats if each != RUN_FORMAT]
+
+
+def disk_use(folder: Path) -> dict[str, int]:
+    """Give the bytes of a folder's files: of saved `models`, of `checkpoints` to go on from, of the `rest`."""
+    found = {"models": 0, "checkpoints": 0, "rest": 0}
+    for place, _, names in os.walk(folder):
+        parts = Path(place).relative_to(folder).parts
+        is_model = any(part == "model" or part.startswith("model_at_") for part in parts)
+        key = "models" if is_model else "checkpoints" if "checkpoints" in parts else "rest"
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # another process is at work there
+                found[key] += Path(place, name).lstat().st_size
+    return found

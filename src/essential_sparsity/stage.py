@@ -176,7 +176,7 @@ class Stage:
                     raise KeyboardInterrupt from error
                 raise
             except Exception as error:
-                vars(error)["step"] = trainer.global_step  # for failure.json
+                vars(error).setdefault("step", trainer.global_step)  # for failure.json
                 raise
         module.to(trainer.strategy.root_device)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from essential_sparsity.runs import atomic_path, read_table
+from essential_sparsity.wholeness import is_whole
 
 CODE = "bfloat16"
 """Kind of code that trace bins are the upper 14 bits of: that of fp32 and bf16 magnitudes."""
@@ -77,10 +78,21 @@ def recorded_steps(folder: Path) -> list[int]:
 
 def drop_records(folder: Path, *, after: int) -> None:
     """Remove records of later steps than `after`, and what was merged with them: of a training that was ended."""
+    keep_records(folder, [step for step in recorded_steps(folder) if step <= after])
+
+
+def whole_steps(folder: Path) -> set[int]:
+    """Give the recorded steps of which no file was cut short."""
+    files = {step: (_histogram_file(folder, step), _moments_file(folder, step)) for step in recorded_steps(folder)}
+    return {step for step, both in files.items() if all(file.is_file() and is_whole(file) for file in both)}
+
+
+def keep_records(folder: Path, steps: Collection[int]) -> None:
+    """Remove all records but those of some steps, and what was merged."""
     for name in MERGED:
         (folder / name).unlink(missing_ok=True)
     for step in recorded_steps(folder):
-        if step > after:
+        if step not in steps:
             _histogram_file(folder, step).unlink(missing_ok=True)
             _moments_file(folder, step).unlink(missing_ok=True)
 

@@ -1,6 +1,5 @@
 """Fine-tune or pre-train one run, dense or masked, its parent first: plain Python, for apps, notebooks and sweepers."""
 
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -11,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule
 
 from essential_sparsity.accounts import run_info
 from essential_sparsity.devices import check_devices, meeting, num_ranks
+from essential_sparsity.failures import one_line, write_failure
 from essential_sparsity.identity import told
 from essential_sparsity.parents import (
     as_run,
@@ -72,6 +72,7 @@ def fit(
             run.check_config(record["config"])
             run.check_inputs(finished_inputs(backbone, data, task, pruner, sparsity, parent))
             if not (missing := [part for part in keep if not kept(run, part).is_dir() and part != "checkpoints"]):
+                run.drop_left_behind()
                 return run.metrics
             lacking = ", ".join(f"{kept(run, part).name}/" for part in missing)
             warnings.warn(f"{run.path} is finished but has no {lacking}: it is trained again for it", stacklevel=2)
@@ -91,7 +92,7 @@ def fit(
         stage = _stage(backbone, data, task, pruner, sparsity, seed, trainer, callbacks, parent)
         stage.inputs |= inputs_of(stage.backbone, data, task, stage.pruner) | round_inputs(pruner, sparsity, parent)
         parent_id = None if parent is None else as_run(parent["run"]).info["id"]
-        run.start(run_info(record, inputs=stage.inputs, parent=parent_id))
+        run.start(run_info(record, inputs=stage.inputs, parent=parent_id, keep=keep))
         if number > 1 and launch is not None:
             launch(run, number, keep)
         else:
@@ -160,9 +161,10 @@ def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)
             fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # a finished one: checks its inputs
         except Exception as error:
             if (run.path / "run.json").is_file() and not isinstance(error, (BlockingIOError, ForeignRun)):
-                text = "".join(traceback.format_exception(error))
-                message, step = " ".join(str(error).split()), getattr(error, "step", None)
-                run.fail(kind=type(error).__name__, message=message, traceback=text, step=step)
+                try:
+                    write_failure(run, error)
+                except OSError as unwritten:  # the disk is full: what went wrong is told all the same
+                    error.add_note(f"no failure.json: {one_line(unwritten)}")
             raise
     return run
 

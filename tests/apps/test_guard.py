@@ -1,11 +1,14 @@
 """A machine that is too small: one line with a remedy, whoever noticed it; a failure that cannot be written is told."""
 
 import errno
+import json
 import os
 
 import pytest
 
-from essential_sparsity.apps.guard import guarded, kind_of, one_line
+from essential_sparsity import training
+from essential_sparsity.apps.guard import guarded
+from essential_sparsity.failures import kind_of, one_line
 from essential_sparsity.runs import Run
 
 TOO_SMALL = [
@@ -36,3 +39,38 @@ def test_a_failure_that_cannot_be_written_is_told_all_the_same(tmp_path, monkeyp
     outcome = guarded(lambda: full(), overrides=["a=1"], run=run, record=None, always=True)
     assert outcome.status == "failed" and outcome.expected and "no failure.json" in outcome.message
     assert not list(tmp_path.glob("failure.json"))
+
+
+def test_a_remedy_is_told_once():
+    told = one_line(OSError(errno.ENOSPC, "No space left on device"))
+    assert one_line(RuntimeError(f"rank 0 of 2: {told}")) == f"rank 0 of 2: {told}"
+
+
+def failing_parent(run, error, monkeypatch):
+    """Begin a parent that fails."""
+
+    def fit(**_):
+        raise error
+
+    run.start({"config": {}})
+    monkeypatch.setattr(training, "fit", fit)
+    with pytest.raises(type(error)) as raised:
+        training.finish_parent({"run": run})
+    return raised.value
+
+
+@pytest.mark.parametrize("error, kind", TOO_SMALL)
+def test_a_parent_that_fails_is_recorded_in_the_words_of_the_guard(error, kind, tmp_path, monkeypatch):
+    run = Run(tmp_path / "parent")
+    failing_parent(run, error, monkeypatch)
+    told = json.loads((run.path / "failure.json").read_text())
+    assert told["kind"] == kind and told["message"] == one_line(error) and "Traceback" in told["traceback"]
+
+
+def test_a_parent_whose_failure_cannot_be_written_fails_with_its_own_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Run, "fail", full)
+    error = failing_parent(Run(tmp_path / "parent"), RuntimeError("shapes differ"), monkeypatch)
+    assert str(error) == "shapes differ" and "no failure.json: [Errno 28]" in error.__notes__[0]

@@ -40,8 +40,10 @@ def test_a_diverging_run_is_named_and_the_next_point_runs(command, tmp_path):
     code, out, _ = command(f"{TINY} -m optimizer.lr=1e30,1e-3 sparsity=0.3")
     assert code == 1
     assert "1 computed, 0 there already, 1 failed" in out
-    (record,) = [record for record in runs(tmp_path).values() if record.failure]
-    assert record.failure["kind"] in ("FloatingPointError", "ValueError")
+    (failure,) = [record.failure for record in runs(tmp_path).values() if record.failure]
+    assert failure["kind"] == "FloatingPointError" and failure["step"] == 2  # of three: the first loss was a number
+    assert "at batch 2 (optimizer step 2), and there is no checkpoint yet: lower" in failure["message"]
+    assert "Traceback" in failure["traceback"]
 
 
 def test_a_parent_that_fails_is_tried_once_a_sweep(command, tmp_path):

@@ -1,7 +1,10 @@
 """trace from the command line: checkpoints by step in, one trace, change_points.json and a page out."""
 
+import errno
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from essential_sparsity.analysis import SparsityTrace
-from essential_sparsity.streaming.series import find_series, step_in
+from essential_sparsity.streaming import journal
+from essential_sparsity.streaming import series as streamed
+from essential_sparsity.streaming.series import _Opened, find_series, step_in, trace_series
+from essential_sparsity.traces import read_trace
 
 LAYER = "bert.encoder.layer.{}."
 KINDS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
@@ -95,6 +101,93 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(command, tmp_path):
     assert SparsityTrace.read(tmp_path / "outputs/trace").steps.tolist() == [0, 1000, 3000, 5000, 7000]
 
 
+class Killed(BaseException):
+    """Ends a trace as a signal does: nothing catches it."""
+
+
+def cut_off(folder, out, before, monkeypatch):
+    """Trace a series, and be killed before the checkpoint of this name is read; give what was read."""
+    read, at = [], _Opened.at
+
+    def opened(path, architecture):
+        if path.name == before:
+            raise Killed
+        read.append(path.name)
+        return at(path, architecture)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Opened, "at", opened)
+        if before:
+            with pytest.raises(Killed):
+                trace_series(find_series(str(folder)), out)
+        else:
+            trace_series(find_series(str(folder)), out)
+    return read
+
+
+def contents(out):
+    return [table.to_pydict() for table in read_trace(out)]
+
+
+def test_a_killed_trace_goes_on_with_the_next_checkpoint(command, tmp_path, monkeypatch):
+    folder, out = series(tmp_path / "checkpoints", 6, jump=99), tmp_path / "outputs/trace"
+    assert command("trace checkpoints=checkpoints name=whole")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    folder = folder.relative_to(tmp_path)
+    assert cut_off(folder, out, "step_2k", monkeypatch) == ["step_0k", "step_1k"]
+    assert cut_off(folder, out, "step_4k", monkeypatch) == ["step_2k", "step_3k"]
+    (out / "trace/moments=00004000.parquet").write_bytes(b"half a record")  # killed between its two files
+    code, printed, err = command("trace checkpoints=checkpoints")
+    assert code == 0 and "went on: 4 of 6 checkpoints were measured already" in printed, err
+    assert contents(out) == contents(tmp_path / "outputs/whole") and not (out / "trace").exists()
+    told, whole = (json.loads((tmp_path / f"outputs/{n}/change_points.json").read_text()) for n in ("trace", "whole"))
+    assert [each["there"] for each in told["checkpoints"]] == [True] * 4 + [False] * 2
+    for each in (*told["checkpoints"], *whole["checkpoints"]):
+        del each["there"]
+    assert told["checkpoints"] == whole["checkpoints"] and told["change_points"] == whole["change_points"]
+
+
+def test_what_has_changed_since_is_measured_again(tmp_path, monkeypatch):
+    folder, out = series(tmp_path / "checkpoints", 5, jump=99), tmp_path / "out"
+    cut_off(folder, out, "step_4k", monkeypatch)
+    save_file({name: 2 * each for name, each in weights().items()}, folder / "step_1k/model.safetensors")
+    record = out / "trace/step=00002000.parquet"
+    record.write_bytes(record.read_bytes()[:-9])  # a full disk, a broken copy
+    shutil.rmtree(folder / "step_3k")
+    assert cut_off(folder, out, "", monkeypatch) == ["step_1k", "step_2k", "step_4k"]
+    assert SparsityTrace.read(out).steps.tolist() == [0, 1000, 2000, 4000]
+    cut_off(folder, tmp_path / "anew", "", monkeypatch)
+    assert contents(out) == contents(tmp_path / "anew")
+
+
+def test_records_of_another_series_or_code_count_for_nothing(tmp_path, monkeypatch):
+    folder, out = series(tmp_path / "checkpoints", 4, jump=99), tmp_path / "out"
+    cut_off(folder, out, "step_3k", monkeypatch)
+    shutil.copytree(out, tmp_path / "other")
+    twin = shutil.copytree(folder, tmp_path / "twin")  # the same names, sizes and times
+    assert len(cut_off(twin, tmp_path / "other", "", monkeypatch)) == 4
+    monkeypatch.setattr(journal, "code", lambda: "of another day")
+    assert len(cut_off(folder, out, "", monkeypatch)) == 4
+
+
+def test_a_full_disk_ends_a_trace_and_is_no_unreadable_checkpoint(command, tmp_path, monkeypatch):
+    series(tmp_path / "checkpoints", 4, jump=99)
+    written, write = [], streamed.write_record
+
+    def full(out, step, counts, lines):
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(step)
+        write(out, step, counts, lines)
+
+    monkeypatch.setattr(streamed, "write_record", full)
+    code, _, err = command("trace checkpoints=checkpoints")
+    assert code == 2 and err.strip().endswith("No space left on device: make room, and the same command goes on")
+    monkeypatch.setattr(streamed, "write_record", write)
+    code, out, _ = command("trace checkpoints=checkpoints")
+    assert code == 0 and "went on: 2 of 4" in out and "left out" not in out
+
+
 def test_another_architecture_in_the_folder_is_refused_by_name(command, tmp_path):
     folder = series(tmp_path / "checkpoints", 3)
     save_file(weights(16), folder / "step_1k/model.safetensors")
@@ -165,8 +258,8 @@ def test_hub_revisions_are_listed_by_pattern_and_fetched_one_at_a_time(tmp_path,
             names = [path.name for path in folder.iterdir()]
             return SimpleNamespace(branches=[SimpleNamespace(name=n) for n in ("main", *names)], tags=[])
 
-        def list_models(self, author, search):
-            assert (author, search) == ("owner", "model-step_")
+        def list_models(self, author, search, full):
+            assert full and (author, search) == ("owner", "model-step_")
             return [SimpleNamespace(id=f"owner/{n}") for n in ("model-step_1k", "model-step_2k", "model")]
 
     def download(repo_id, local_dir, allow_patterns, revision=None):

@@ -191,7 +191,7 @@ def test_rows_before_prepare_are_refused() -> None:
 
 
 def test_without_network_the_hub_is_an_error_with_the_remedy(tiny: TextPreprocessing) -> None:
-    with pytest.raises(ValueError, match=r"hub data 'nyu-mll/glue' cannot be read .*paths\.data=<folder>"):
+    with pytest.raises(ValueError, match=r"hub data 'nyu-mll/glue' cannot be reached .*paths\.data=<folder>"):
         Glue("wnli").prepare(tiny)
 
 

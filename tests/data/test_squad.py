@@ -359,7 +359,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tiny: TextPreprocessing, monke
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     data = Squad()
     data.check()
-    with pytest.raises(ValueError, match=r"hub data 'rajpurkar/squad' cannot be read \(offline\): use local files"):
+    with pytest.raises(ValueError, match=r"'rajpurkar/squad' cannot be reached \(offline and more\): use a local one"):
         data.prepare(tiny)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from tests.analysis.synthetic_sweep import falls_early, open_run, write_sweep
 
+from essential_sparsity.apps.report import report_folder
 from essential_sparsity.report import write_report
 from essential_sparsity.report.reproduce import sweep_command
 from essential_sparsity.report.tables import terminal_table
@@ -214,12 +215,46 @@ def test_names_from_runs_cannot_inject_anything(tmp_path: Path, no_figures: None
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
 
 
-def test_mixed_versions_of_the_code_are_said(tmp_path: Path, no_figures: None) -> None:
+def test_mixed_versions_of_the_code_are_said(
+    tmp_path: Path, no_figures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,))
     path = read_runs(tmp_path)[0].path / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "git": "fedc987"}))
-    write_report(tmp_path)
+    report_folder(tmp_path)
     assert "2 versions made these runs" in page_text(tmp_path)
+    told = json.loads((tmp_path / "report/summary.json").read_text())["notes"]
+    assert len(told) == 1 and told[0].startswith("2 versions made these runs: git ")
+    assert "git fedc987 (1 run)" in told[0] and told[0].count("(1 run)") == 2 and "torch" not in told[0]
+    assert told[0] in page_text(tmp_path)
+    printed = capsys.readouterr().out
+    assert f"note: {told[0]}\n" in printed and re.search(r"^disk: \S+ (kB|MB)$", printed, re.MULTILINE)
+
+
+def test_runs_of_another_format_are_left_out_with_a_word(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0, 1))
+    paths = [record.path / "run.json" for record in read_runs(tmp_path)]
+    paths[0].write_text(json.dumps({**json.loads(paths[0].read_text()), "run_format": 0}))
+    write_report(tmp_path)
+    told = "1 run of run format 0 left out, this version reads run format 1: compute them again under another name="
+    assert told in page_text(tmp_path) and "3 of 3 runs finished" in page_text(tmp_path)
+    for path in paths:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run_format": 2}))
+    with pytest.raises(ValueError, match="holds no run: 4 runs of run format 2 left out, this version reads"):
+        write_report(tmp_path)
+
+
+def test_the_disk_that_an_experiment_takes_is_said(tmp_path: Path, no_figures: None) -> None:
+    write_sweep(tmp_path, levels=(0.0, 0.5), seeds=(0,))
+    first, second = (record.path for record in read_runs(tmp_path))
+    sizes = {first / "model": 3_000_000, first / "model_at_step=2": 1_000, second / "checkpoints": 2**21}
+    for place, size in sizes.items():
+        place.mkdir()
+        (place / "weights").write_bytes(bytes(size))
+    write_report(tmp_path)
+    told = json.loads((tmp_path / "report/summary.json").read_text())["disk"]
+    assert told.endswith(" MB, 3.0 MB of it saved models, 2.1 MB of it checkpoints of unfinished runs, or kept ones")
+    assert re.search(r"<dt>disk</dt><dd>[5-9]\.\d MB, 3\.0 MB of it saved models", page_text(tmp_path))
 
 
 def test_runs_that_record_less_still_make_a_report(tmp_path: Path, no_figures: None) -> None:

@@ -87,6 +87,6 @@ def cut_short(fault: dict[str, Any], folder: Path) -> Path | None:
 
 def _counts(path: Path) -> bool:
     """Say whether a file is a result or what one goes on from: no log, lock or page, no prune's mark of its folder."""
-    if path.name in (".lock", "sweep.log", "README.md", "prune.json", ".prune.json") or path.name.endswith(".part"):
+    if path.name in (".lock", "sweep.log", "README.md", ".prune.json") or path.name.endswith(".part"):
         return False
     return not {"report", "log", ".hydra"} & set(path.parts)

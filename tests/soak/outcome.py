@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-MAY_DIFFER = ("seconds", "hours", "created", "resumed", "passes", "there")
+MAY_DIFFER = ("seconds", "hours", "created", "resumed", "passes", "there", "disk")
 """Keys that tell of one start: how long it took, and what it found there."""
 
 OF_A_RUN = ("config", "inputs", "parent", "run_format", "id")

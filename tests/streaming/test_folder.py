@@ -1,6 +1,8 @@
 """A prune that is killed goes on, and what would harm is refused before a byte is written."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -153,6 +155,49 @@ def test_two_prunes_do_not_share_a_folder(tmp_path):
 
     prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5, tell=meanwhile)
     assert (tmp_path / "told").exists()
+
+
+# --- cut short since --------------------------------------------------------------------------------------------------
+
+
+def cut(path, share=0.5):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["prune.json", "masks.safetensors", "model-00001-of-00002.safetensors", "config.json"])
+def test_a_file_cut_short_is_told_and_all_is_written_again(name, share, tmp_path):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=2), num_shards=2)
+    prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    whole, record = tree(tmp_path / "out"), json.loads((tmp_path / "out/prune.json").read_text())
+    cut(tmp_path / "out" / name, share)
+    with pytest.warns(UserWarning, match=rf"out: {re.escape(name)} was cut short .* all is written again"):
+        again = prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    assert tree(tmp_path / "out") == whole and not again.finished_before
+    told = json.loads((tmp_path / "out/prune.json").read_text())
+    assert told["asked"] == record["asked"] and told["result"]["num_pruned"] == record["result"]["num_pruned"]
+    assert prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5).finished_before
+
+
+def test_where_the_record_is_cut_short_the_masks_tell_whose_folder_it_is(tmp_path):
+    dense = write(tmp_path / "dense", tensors_of("bert", num_layers=1))
+    prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    cut(tmp_path / "out/prune.json")
+    before = tree(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"belongs to another prune \(requested: '3/5', there: '1/2'\)"):
+        prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.6)
+    other = write(tmp_path / "other", {name: -each for name, each in tensors_of("bert", num_layers=1).items()})
+    with pytest.raises(ValueError, match=r"belongs to another prune \(parent: "):
+        prune_checkpoint(other, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    cut(tmp_path / "out/masks.safetensors")
+    with pytest.raises(
+        ValueError, match=r"prune\.json was cut short, so nobody knows whose it is: remove .*out and start"
+    ):
+        prune_checkpoint(dense, tmp_path / "out", pruner=OMP, sparsity=0.5)
+    before.pop("masks.safetensors")
+    after = tree(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
 
 
 # --- refused, before a byte is written --------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import difflib
 import re
 from pathlib import Path
 
-from essential_sparsity.apps.guard import one_line
+from essential_sparsity.failures import one_line
 
 LAUNCHERS = ("joblib", "ray", "submitit_local", "submitit_slurm")
 EXTRA = "'essential-sparsity[launchers]'"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from essential_sparsity.failures import EXPECTED, kind_of, one_line, write_failure
 from essential_sparsity.runs import ForeignRun, Run
 
 
@@ -33,40 +34,6 @@ class Outcome:
         return self.kind in EXPECTED
 
 
-EXPECTED = (
-    "ValueError",
-    "FileNotFoundError",
-    "ForeignRun",
-    "BlockingIOError",
-    "FloatingPointError",
-    "NotADirectoryError",
-    "DiskFull",
-    "OutOfMemory",
-)
-
-FULL = ("No space left on device", "Disk quota exceeded", "File too large", "file write failed", "unexpected pos")
-"""What a full disk is called by Python, pyarrow, safetensors and torch."""
-
-EXHAUSTED = ("can't allocate memory", "out of memory", "Unable to allocate", "bad_alloc", "Cannot allocate memory")
-"""What exhausted memory is called by torch, numpy, pyarrow and the system."""
-
-REMEDIES = {
-    "DiskFull": "make room, and the same command goes on",
-    "OutOfMemory": "take a smaller data.batch_size, or a machine with more memory, and the same command goes on",
-}
-
-
-def kind_of(error: BaseException) -> str:
-    """Name an exception's kind: `DiskFull` and `OutOfMemory` whoever raised it, else its class."""
-    text = str(error)
-    if isinstance(error, (OSError, RuntimeError, ValueError)) or type(error).__name__ == "SafetensorError":
-        if any(words in text for words in FULL):
-            return "DiskFull"
-        if any(words in text for words in EXHAUSTED):
-            return "OutOfMemory"
-    return "OutOfMemory" if isinstance(error, MemoryError) else type(error).__name__
-
-
 def guarded(
     work: Callable[[], Outcome], *, overrides: list[str], run: Run | None, record: dict[str, Any] | None, always: bool
 ) -> Outcome:
@@ -85,32 +52,20 @@ def guarded(
             message = one_line(error)
             if run is not None and not isinstance(error, (ForeignRun, BlockingIOError)):
                 try:
-                    _write_failure(run, record, error, message, text, always)
+                    _record(run, record, error, always)
                 except OSError as unwritten:  # told all the same
                     message += f" (no failure.json: {one_line(unwritten)})"
             path = None if run is None else str(run.path)
             return Outcome("failed", overrides, path, kind=kind_of(error), message=message, traceback=text)
 
 
-def _write_failure(
-    run: Run, record: dict[str, Any] | None, error: BaseException, message: str, text: str, always: bool
-) -> None:
+def _record(run: Run, record: dict[str, Any] | None, error: BaseException, always: bool) -> None:
     begun = (run.path / "run.json").is_file()
     if not begun and not (always and record is not None):
         return
     if not begun and record is not None:
         run.start({**record, "inputs": None})
-    run.fail(kind=kind_of(error), message=message, traceback=text, step=getattr(error, "step", None))
-
-
-def one_line(error: BaseException) -> str:
-    """Give an exception as one line, with a remedy where the machine was too small."""
-    text = str(error).strip() or type(error).__name__
-    if remedy := REMEDIES.get(kind_of(error)):
-        text = f"{text}: {remedy}"
-    if isinstance(error, SystemExit):
-        text = f"the process asked to exit with {error.code}"
-    return " ".join(text.split())
+    write_failure(run, error)
 
 
 @contextlib.contextmanager

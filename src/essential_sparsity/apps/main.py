@@ -132,7 +132,7 @@ def run(name: str) -> int:
 
     from essential_sparsity.apps import sweeps
     from essential_sparsity.apps.errors import explain
-    from essential_sparsity.apps.guard import EXPECTED, kind_of, one_line
+    from essential_sparsity.failures import EXPECTED, kind_of, one_line
 
     sweeps.outcomes.clear()
     sweeps.progress.begin(0)

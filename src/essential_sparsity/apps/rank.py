@@ -2,12 +2,11 @@
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from essential_sparsity import ranks
 from essential_sparsity.apps import conf, train
-from essential_sparsity.apps.guard import one_line
+from essential_sparsity.failures import write_failure
 from essential_sparsity.runs import Run
 
 
@@ -31,10 +30,7 @@ def main() -> None:
         try:
             work(run)
         except BaseException as error:  # SystemExit, too: whoever waits for this rank is told why
-            text = "".join(traceback.format_exception(error))
-            own.fail(
-                kind=type(error).__name__, message=one_line(error), traceback=text, step=getattr(error, "step", None)
-            )
+            write_failure(own, error)
             code = 1
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from essential_sparsity.apps.guard import one_line
+from essential_sparsity.failures import one_line
 
 
 def job(composed: DictConfig) -> None:
@@ -49,7 +49,9 @@ def report_folder(folder: Path, *, epsilon: float | None = None, rho: float | No
     from essential_sparsity.apps.distributions import measure_arms, report_models
     from essential_sparsity.apps.similarities import compare_masks
     from essential_sparsity.report import write_index, write_report
+    from essential_sparsity.report.site import SUMMARY
     from essential_sparsity.report.tables import terminal_table
+    from essential_sparsity.runs import read_json
 
     write_index(folder.parent)  # there already when the page looks whether it can link to it
     results: list[dict[str, Any]] = []
@@ -58,6 +60,8 @@ def report_folder(folder: Path, *, epsilon: float | None = None, rho: float | No
         compare_masks(folder)
         results = write_report(folder, epsilon=epsilon, rho=rho)
         print(terminal_table(results))
+        told = read_json(folder / "report" / SUMMARY)
+        print("\n".join([*(f"note: {note}" for note in told["notes"]), f"disk: {told['disk']}"]))
     index = write_index(folder.parent)
     print(f"report: {folder / 'report' / 'index.html'}, beside others in {index}")
     return results

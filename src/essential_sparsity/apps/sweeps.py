@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from essential_sparsity.apps.guard import Outcome, one_line
+from essential_sparsity.apps.guard import Outcome
+from essential_sparsity.failures import one_line
 from essential_sparsity.runs import Run, read_json
 
 

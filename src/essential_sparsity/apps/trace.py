@@ -47,6 +47,8 @@ def _measured(source: str, out: Path) -> list[dict[str, Any]]:
     from essential_sparsity.streaming.series import find_series, told, trace_series
 
     entries = trace_series(find_series(source), out, tell=_tell)
+    if there := sum(entry.there for entry in entries):
+        print(f"went on: {there} of {len(entries)} checkpoints were measured already")
     for entry in entries:
         if entry.status != "measured":
             print(f"left out {entry.name}: {entry.reason}")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from essential_sparsity.apps import sweeps
-from essential_sparsity.apps.guard import Outcome, one_line
+from essential_sparsity.apps.guard import Outcome
+from essential_sparsity.apps.needs import Needs, refuse_all
+from essential_sparsity.failures import one_line
 
 AXES = ("sparsity", "sparsities")
 OPTIONS = ("tolerance", "budget", "noise", "confidence", "batch_size")
@@ -146,13 +148,16 @@ def run(
     load: Callable[..., Any],
 ) -> list[Any]:
     """Run all searches side by side, round by round, then turning_point.json, the sweep's table and the reports."""
-    broken = []
+    broken, needs = [], Needs()
     for each in found:
         try:
-            load(config, [*each.overrides])
+            needs.add(each.overrides, load(config, [*each.overrides]))
         except Exception as error:
             broken.append((each.overrides, error))
-            each.has_ended = True
+    refuse_all([each.overrides for each in found], refused := needs.fetch())
+    broken += refused
+    for each in found:
+        each.has_ended = any(each.overrides == point for point, _ in broken)
     going = [each for each in found if not each.has_ended]
     sweeps.begin(config, num_points=sum(each.search.limit for each in going), broken=broken)
     returns: list[Any] = []

@@ -1,10 +1,11 @@
 """Language backbones: transformers models by hub id or local folder, with the head that a task asks for."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from essential_sparsity.backbones.weights import (
     refuse_non_finite,
     stored_dtype,
 )
+from essential_sparsity.hub import fetch_model
 from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,14 @@ class LanguageBackbone:
         if self.pretrained:
             wanted += sorted(self.folder.glob("*.safetensors"))
         return {f"{self.folder.name}/{file.name}": file_digest(file) for file in wanted}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        if self.folder is not None or self.hub_id is None:
+            return {}
+        weights = self._is_pretrained()
+        fetch = functools.partial(fetch_model, self._source, revision=self.revision, weights=weights)
+        return {"@".join(filter(None, [self._source, self.revision])): fetch}
 
     # --- cheap parts ---
 

@@ -1,7 +1,7 @@
 """Vision backbones: timm models from the hub, from local files, or untrained, with a new classification head."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from essential_sparsity.backbones.weights import (
     refuse_non_finite,
     stored_dtype,
 )
+from essential_sparsity.hub import asked
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
 CLASSIFICATION, FEATURES = "classification", "features"
@@ -126,6 +127,10 @@ class VisionBackbone:
             return {self.source.name: file_digest(self.source)}
         files = [*sorted(self.source.glob("*.json")), *sorted(self.source.glob("*.safetensors"))]
         return {f"{self.source.name}/{file.name}": file_digest(file) for file in files}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        return {self._hub_id: self._download} if self.pretrained and self.source is None else {}
 
     # --- cheap parts ---
 
@@ -238,13 +243,11 @@ class VisionBackbone:
     def _download(self) -> Path:
         from huggingface_hub import hf_hub_download
 
-        try:
+        def question() -> Path:
             return Path(hf_hub_download(self._hub_id, "model.safetensors"))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"weights of {self._hub_id!r} cannot be fetched ({reason}): use local ones, paths.models=<folder>"
-            ) from error
+
+        remedy = "paths.models=<folder> or backbone.path=<folder>"
+        return asked(question, what=f"hub model {self._hub_id!r}", remedy=remedy)
 
     def stored_dtype(self) -> torch.dtype:
         """Give the number format of the files' weights; fp32 for an untrained model and for timm's own."""

@@ -1,11 +1,13 @@
 """Byte-level BPE of GPT-2's kind from vocab.json and merges.txt, whole or the part that was merged first."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from essential_sparsity.hub import asked
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
 FILES = ("vocab.json", "merges.txt")
@@ -59,6 +61,10 @@ class BytePairs:
             return {self.hub_id: hub_revision(self.hub_id)}
         return {f"{self.folder.name}/{name}": file_digest(self.folder / name) for name in FILES}
 
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        return {} if self.folder is not None else {self.hub_id: self._files}
+
     def tokenizer(self) -> Any:
         """Make the tokenizer."""
         self.check()
@@ -69,13 +75,11 @@ class BytePairs:
             return self.folder / FILES[0], self.folder / FILES[1]
         from huggingface_hub import hf_hub_download
 
-        try:
+        def question() -> tuple[Path, Path]:
             vocabulary, merges = (Path(hf_hub_download(self.hub_id, name)) for name in FILES)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remedy = "use local files, backbone.vocabulary.path=<folder>"
-            raise ValueError(f"vocabulary {self.hub_id!r} cannot be read ({reason}): {remedy}") from error
-        return vocabulary, merges
+            return vocabulary, merges
+
+        return asked(question, what=f"vocabulary {self.hub_id!r}", remedy="backbone.vocabulary.path=<folder>")
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,6 @@
 """Where a calibrated pruner's rows come from: the run's own training rows, or plain text cut to one length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from essential_sparsity.data.batches import Batch, BatchOrder, random_permutation
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 from essential_sparsity.seeds import derive
 
@@ -132,6 +133,10 @@ class PlainText:
             return {self.hub_id: hub_revision(self.hub_id, kind="dataset")}
         return {self.name: file_digest(self.file)}
 
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        return {} if self.file is not None else {f"{self.hub_id}/{self.subset}": self._rows}
+
     def batches(self, preprocessing: Any, data: Any = None) -> list[Batch]:
         """Tokenise the stretches into batches of input_ids and attention_mask [rows, length], without padding."""
         if not hasattr(preprocessing, "tokenizer"):
@@ -165,16 +170,11 @@ class PlainText:
         return [text for text in table[self.column].to_pylist() if text and text.strip()]
 
     def _from_hub(self) -> pa.Table:
-        from datasets import load_dataset
+        return cast(pa.Table, self._rows().with_format("arrow")[:]).select([self.column])
 
-        try:
-            rows = load_dataset(str(self.hub_id), self.subset, split=self.split)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"hub data {self.hub_id!r} cannot be read ({reason}): use a local file, calibration.path=<parquet file>"
-            ) from error
-        return cast(pa.Table, rows.with_format("arrow")[:]).select([self.column])
+    def _rows(self) -> Any:
+        remedy = "calibration.path=<parquet file>"
+        return hub_rows(str(self.hub_id), self.subset, split=self.split, remedy=remedy)
 
     def _stretches(self, texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
         """Go through the rows in the seed's order and give what starts there, where enough untouched text follows."""

@@ -1,17 +1,20 @@
 """Corpora of text: documents in order, from parquet files, from the hub, or from Python's own manual."""
 
+import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from essential_sparsity.data.from_hub import hub_rows
+from essential_sparsity.hub import asked
 from essential_sparsity.inputs import digest_of, file_digest, hub_revision, suggest
 
 TRAIN = "train"
@@ -102,14 +105,10 @@ class TextCorpus:
     def _on_hub(self) -> list[str]:
         from datasets import get_dataset_split_names
 
-        try:
+        def question() -> list[str]:
             return [str(name) for name in get_dataset_split_names(cast(str, self.hub_id), revision=self.revision)]
-        except Exception as error:
-            raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> ValueError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return ValueError(f"hub data {self.hub_id!r} cannot be read ({reason}): use local files, paths.data=<folder>")
+        return asked(question, what=f"hub data {self.hub_id!r}", remedy="paths.data=<folder>")
 
     def _file(self, split: str) -> Path:
         local = self._local
@@ -156,6 +155,10 @@ class TextCorpus:
         files = [self._file(split) for split in self.splits()]
         return {f"{self._local.stem}/{file.name}": file_digest(file) for file in files}
 
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        return {} if self._local is not None else {str(self.hub_id): functools.partial(self._rows, TRAIN)}
+
     def _commit(self) -> str:
         return hub_revision(cast(str, self.hub_id), kind="dataset", revision=self.revision)
 
@@ -181,13 +184,11 @@ class TextCorpus:
         texts = texts if np.array_equal(order, np.arange(len(order))) else texts.take(pa.array(order))
         return Documents(texts, np.concatenate([[0], np.cumsum(np.bincount(codes))]).astype(np.int64))
 
-    def _read_hub(self, split: str) -> pa.Table:
-        from datasets import load_dataset
+    def _rows(self, split: str) -> Any:
+        return hub_rows(cast(str, self.hub_id), split=split, revision=self.revision)
 
-        try:
-            rows = load_dataset(cast(str, self.hub_id), split=split, revision=self.revision)
-        except Exception as error:
-            raise self._unreachable(error) from error
+    def _read_hub(self, split: str) -> pa.Table:
+        rows = self._rows(split)
         table = cast(pa.Table, rows.with_format("arrow")[:])
         if self.text not in table.column_names:
             raise ValueError(f"{self.hub_id} has no column {self.text!r}{suggest(self.text, table.column_names)}")

@@ -1,6 +1,7 @@
 """GLUE: nine sentence tasks from one table; local parquet files or the hub."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from essential_sparsity.data.classification import ClassificationData
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.data.text import TokenisedText, tokenise
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
@@ -113,15 +115,7 @@ class Glue(ClassificationData):
     def _read(self, split: str) -> pa.Table:
         if self.folder is not None:
             return pq.read_table(self._file(split), columns=[*self.spec.text, "label"])
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(HUB, self.subset, split=split)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"hub data {HUB!r} cannot be read ({reason}): use local files, paths.data=<folder>"
-            ) from error
+        rows = hub_rows(HUB, self.subset, split=split)
         return cast(pa.Table, rows.with_format("arrow")[:]).select([*self.spec.text, "label"])
 
     def prepare(self, preprocessing: Any) -> None:
@@ -147,6 +141,11 @@ class Glue(ClassificationData):
         if self.folder is None:
             return {f"{HUB}/{self.subset}": hub_revision(HUB, kind="dataset")}
         return {f"glue/{self.subset}/{split}.parquet": file_digest(self._file(split)) for split in splits}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        fetch = functools.partial(hub_rows, HUB, self.subset, split=self.train_splits[0])
+        return {} if self.folder is not None else {f"{HUB}/{self.subset}": fetch}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count rows from the files' metadata, or from the hub's description of the data set."""

@@ -1,6 +1,8 @@
 """Labelled images: halves of the training rows, noise or views while training, and the public sets by name."""
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 from essential_sparsity.data.batches import random_permutation
 from essential_sparsity.data.classification import ClassificationData
 from essential_sparsity.data.decoded_images import DecodedImages, decode, decoded
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
 
 log = logging.getLogger(__name__)
@@ -160,15 +163,13 @@ class Images(ImageData):
         columns = [self.spec.image, self.spec.label]
         if self.root is not None:
             return pq.read_table(self._file(split), columns=columns), file_digest(self._file(split))
-        from datasets import Image, load_dataset
+        from datasets import Image
 
-        try:
-            rows = load_dataset(self.spec.hub_id, split=split)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remedy = "use local files, paths.data=<folder>"
-            raise ValueError(f"hub data {self.spec.hub_id!r} cannot be read ({reason}): {remedy}") from error
-        rows = rows.cast_column(self.spec.image, Image(decode=False)).with_format("arrow")
+        rows = (
+            hub_rows(self.spec.hub_id, split=split)
+            .cast_column(self.spec.image, Image(decode=False))
+            .with_format("arrow")
+        )
         return cast(pa.Table, rows[:]).select(columns), f"{self.spec.hub_id} {rows._fingerprint}"
 
     def prepare(self, preprocessing: Any) -> None:
@@ -192,6 +193,11 @@ class Images(ImageData):
         if self.root is None:
             return {self.spec.hub_id: hub_revision(self.spec.hub_id, kind="dataset")}
         return {f"{self.name}/{split}.parquet": file_digest(self._file(split)) for split in self.splits}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        fetch = functools.partial(hub_rows, self.spec.hub_id, split=self.splits[0])
+        return {} if self.root is not None else {self.spec.hub_id: fetch}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count rows from the files' metadata, or from the hub's description of the data set."""

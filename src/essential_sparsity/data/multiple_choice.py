@@ -1,8 +1,9 @@
 """Multiple-choice questions by subject: MMLU, and small sums that need no download."""
 
+import functools
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.data.mmlu import CATEGORIES, LETTERS, SUBJECTS, asked, introduction
 from essential_sparsity.data.prompts import Questions, SubjectLoader, letter_tokens, tokenised
 from essential_sparsity.data.zero_shot import ZeroShotData, hub_table
@@ -191,6 +193,11 @@ class Mmlu(MultipleChoice):
         if self.folder is None:
             return {HUB: hub_revision(HUB, kind="dataset")}
         return {f"mmlu/{split}.parquet": file_digest(self._file(split)) for split in self._splits}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        fetch = functools.partial(hub_rows, HUB, "all", split=self.split)
+        return {} if self.folder is not None else {HUB: fetch}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count questions from the file's metadata, or from the hub's description of the data set."""

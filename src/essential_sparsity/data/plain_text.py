@@ -3,7 +3,8 @@
 Legend: R rows (blocks or windows) of a batch, L tokens of the longest row, M predicted tokens of the batch.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from essential_sparsity.data.batches import Batch
 from essential_sparsity.data.blocks import HELD_OUT, BlockData, BlockRows, Blocks
 from essential_sparsity.data.corpus import Corpus, Documents
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.data.tokens import encode, leading_ids
 from essential_sparsity.data.zero_shot import ZeroShotData, hub_table
 from essential_sparsity.inputs import (
@@ -285,6 +287,11 @@ class WholeText(ZeroShotData):
         if self.file is None:
             return {str(self.hub_id): hub_revision(str(self.hub_id), kind="dataset")}
         return {"/".join(self.file.parts[-2:]): file_digest(self.file)}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        fetch = functools.partial(hub_rows, str(self.hub_id), self.subset, split=self.split)
+        return {} if self.file is not None else {f"{self.hub_id}/{self.subset}": fetch}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Raise ValueError: windows are counted once the text is tokenised."""

@@ -1,7 +1,8 @@
 """SQuAD v1.1: questions whose answer is a stretch of a paragraph; local parquet files or the hub."""
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from essential_sparsity.data.classification import ClassificationData, Selection
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.data.question_rows import QuestionRows, WindowRows
 from essential_sparsity.data.questions import NOWHERE, Cut, TokenisedQuestions, tokenise_questions
 from essential_sparsity.inputs import file_digest, hub_revision, suggest
@@ -89,15 +91,7 @@ class Squad(ClassificationData):
     def _read(self, split: str) -> pa.Table:
         if self.folder is not None:
             return pq.read_table(self._file(split), columns=list(COLUMNS))
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(HUB, split=split)
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"hub data {HUB!r} cannot be read ({reason}): use local files, paths.data=<folder>"
-            ) from error
+        rows = hub_rows(HUB, split=split)
         return cast(pa.Table, rows.with_format("arrow")[:]).select(list(COLUMNS))
 
     def inputs(self) -> dict[str, str]:
@@ -105,6 +99,10 @@ class Squad(ClassificationData):
         if self.folder is None:
             return {HUB: hub_revision(HUB, kind="dataset")}
         return {f"squad/{split}.parquet": file_digest(self._file(split)) for split in (TRAIN, EVALUATION)}
+
+    def needs(self) -> dict[str, Callable[[], object]]:
+        """Say what is needed from the hub, and how it is brought into the local cache; nothing of local files."""
+        return {} if self.folder is not None else {HUB: functools.partial(hub_rows, HUB, split=TRAIN)}
 
     def available_rows(self) -> tuple[int, dict[str, int]]:
         """Count questions from the files' metadata, or from the hub's description of the data set."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from essential_sparsity.data.batches import BatchLoader
 from essential_sparsity.data.classification import ClassificationData, Examples, Selection
+from essential_sparsity.data.from_hub import hub_rows
 from essential_sparsity.inputs import suggest
 
 
@@ -33,15 +34,7 @@ class ZeroShotData(ClassificationData):
 
 def hub_table(hub_id: str, subset: str | None, split: str, columns: list[str]) -> pa.Table:
     """Read columns of one split from the hub; ValueError with the remedy where it cannot be read."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(hub_id, subset, split=split)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = "use local files, paths.data=<folder>"
-        raise ValueError(f"hub data {hub_id!r} cannot be read ({reason}): {remedy}") from error
-    table = cast(pa.Table, rows.with_format("arrow")[:])
+    table = cast(pa.Table, hub_rows(hub_id, subset, split=split).with_format("arrow")[:])
     if lacking := [name for name in columns if name not in table.column_names]:
         raise ValueError(f"{hub_id} has no column {lacking[0]!r}{suggest(lacking[0], table.column_names)}")
     return table.select(columns)

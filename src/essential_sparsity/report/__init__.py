@@ -12,6 +12,7 @@ from essential_sparsity.report.distribution import distribution_section, read_di
 from essential_sparsity.report.document import write_document
 from essential_sparsity.report.equality import Equality, equality_table
 from essential_sparsity.report.figures import write_figures
+from essential_sparsity.report.notes import left_out, notes_of
 from essential_sparsity.report.panels import Panel, make_panels
 from essential_sparsity.report.paper import Found, paper_section
 from essential_sparsity.report.paper_figures import paper_picture
@@ -45,7 +46,9 @@ def write_report(
     folder = Path(folder)
     records = read_runs(folder)
     if not records:
-        raise ValueError(f"{folder} holds no run: run the experiment first, or check name= and paths.outputs=")
+        others = left_out(folder)
+        told = f"{others}" if others else "run the experiment first, or check name= and paths.outputs="
+        raise ValueError(f"{folder} holds no run: {told}")
     epsilon = _recorded(records, "epsilon") if epsilon is None else epsilon
     rho = float(_recorded(records, "rho") or 0.05) if rho is None else rho
     curves = curves_from_runs(records)
@@ -69,9 +72,12 @@ def write_report(
     first = first_sections(panels, every, out, settings=lambda key: _recorded(records, key))
     title = title or str(records[0].info.get("name") or folder.name)
     before = turning_section(out) + first + arms[0]
-    write_document(out, title, panels, every, traces=traces, arms=(before, arms[1]), plots=plots, figures=names)
+    notes = notes_of(folder, every)
+    write_document(
+        out, title, panels, every, traces=traces, arms=(before, arms[1]), plots=plots, figures=names, notes=notes
+    )
     sentences = [str(result["sentence"]) for result in results]
-    write_summary(out, title=title, kind="sweep", sentences=sentences, records=every, panels=panels)
+    write_summary(out, title=title, kind="sweep", sentences=sentences, records=every, panels=panels, notes=notes)
     return results
 
 

@@ -27,11 +27,13 @@ def write_document(
     arms: tuple[str, str] = ("", ""),
     plots: Mapping[str, Plot] | None = None,
     figures: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Write `out/index.html`; every name from a run is escaped.
 
     `records` are a sweep's runs and parents. `traces` is a section of its own, `arms` those before and after the
-    curves, `plots` what they ask to be drawn, `figures` the names of each panel's static figures.
+    curves, `plots` what they ask to be drawn, `figures` the names of each panel's static figures, `notes` what is said
+    before all.
     """
     own = [record for record in records if record.path.parent.name != "parents"]
     drawn, versions = dict(plots or {}), count_versions(own)
@@ -42,7 +44,7 @@ def write_document(
         for index, panel in enumerate(panels)
     ]
     overview = _overview(panels, out)
-    body = [_head(title, panels, own), overview if len(panels) > MANY else "", arms[0]]
+    body = [_head(title, panels, own, notes), overview if len(panels) > MANY else "", arms[0]]
     only_dense = all(panel.is_dense_only for panel in panels)
     body += [traces, *sections, arms[1]] if only_dense else [*sections, arms[1], traces]
     body += [
@@ -52,10 +54,11 @@ def write_document(
     write_page(out / "index.html", title, "".join(body), plots=drawn, runs=runs_content(own))
 
 
-def _head(title: str, panels: Sequence[Panel], records: Sequence[RunRecord]) -> str:
+def _head(title: str, panels: Sequence[Panel], records: Sequence[RunRecord], notes: Sequence[str]) -> str:
     finished = sum(record.finished for record in records)
     failed = sum(record.failure is not None for record in records)
     counts = [f"{finished} of {len(records)} runs finished"] + ([f"{failed} failed"] if failed else [])
+    told = "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
     lead = "" if panels else "<p class=lead>No run has finished: there is no curve to show yet.</p>"
     links = "".join(
         f'<li{facets_of(**_facets(panel))}><a href="#panel-{i}">{escape(_name(panel))}</a></li>'
@@ -65,7 +68,7 @@ def _head(title: str, panels: Sequence[Panel], records: Sequence[RunRecord]) -> 
     facets = [_facets(panel) for panel in panels]
     keys = dict.fromkeys(key for each in facets for key in each)
     choices = filters({key: [each.get(key, "") for each in facets] for key in keys})
-    return f"<h1>{escape(title)}</h1><p class=sub>{', '.join(counts)}</p>{lead}{choices}{nav}"
+    return f"<h1>{escape(title)}</h1><p class=sub>{', '.join(counts)}</p>{told}{lead}{choices}{nav}"
 
 
 def _name(panel: Panel) -> str:

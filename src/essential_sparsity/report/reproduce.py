@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from essential_sparsity.report.notes import disk_told
 from essential_sparsity.report.tables import saved_table
 from essential_sparsity.runs import RunRecord
 
@@ -27,7 +28,8 @@ def reproduce_section(records: Sequence[RunRecord], out: Path) -> str:
     )
     inputs = list(dict.fromkeys(pair for record in records for pair in (record.info.get("inputs") or {}).items()))
     hashes = saved_table(out, "inputs", ["input", "sha256"], inputs, caption="Inputs and their hashes")
-    facts = "".join(f"<dt>{word}</dt><dd>{escape(text)}</dd>" for word, text in _facts(records, own))
+    told = [*_facts(records, own), ("disk", disk_told(out.parent))]
+    facts = "".join(f"<dt>{word}</dt><dd>{escape(text)}</dd>" for word, text in told)
     return (
         f"<section id=reproduce><h2>Reproduce</h2><pre tabindex=0>{shown}\n{name}</pre>{each}"
         f"<dl class=facts>{facts}</dl>{several}{made}"

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from essential_sparsity.provenance import now
 from essential_sparsity.report.interactive import curve_facets
+from essential_sparsity.report.notes import disk_told
 from essential_sparsity.report.panels import Panel, interval, percent, sentence
 from essential_sparsity.report.reproduce import hours_of
 from essential_sparsity.report.skeleton import INDEX, facets_of, filters, write_page
@@ -33,10 +34,11 @@ def write_summary(
     sentences: Sequence[str],
     records: Sequence[RunRecord] = (),
     panels: Sequence[Panel] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Write `folder/summary.json`, beside the page that it speaks of: all that the index shows, without any run.
 
-    `kind` is sweep, models, trace, similarity or plan; `records` are runs and parents.
+    `kind` is sweep, models, trace, similarity or plan; `records` are runs and parents, `notes` what is said before all.
     """
     own = [record for record in records if record.path.parent.name != "parents"]
     failed = sum(record.failure is not None for record in own)
@@ -44,7 +46,8 @@ def write_summary(
     counts = {"finished": sum(record.finished for record in own), "failed": failed, "missing": lacking}
     curves = [_curve(panel) for panel in panels]
     content = {"format": FORMAT, "title": title, "kind": kind, "created": now(), "sentences": list(sentences),
-               "runs": counts, "hours": hours_of(records), "curves": curves}  # fmt: skip
+               "runs": counts, "hours": hours_of(records), "curves": curves, "notes": list(notes),
+               "disk": disk_told(folder.parent)}  # fmt: skip
     write_json(folder / SUMMARY, content)
 
 

@@ -4,10 +4,12 @@ import contextlib
 import fcntl
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from essential_sparsity.checkpoints import Checkpoint
 from essential_sparsity.runs import atomic_path, differences, read_json, write_json
 from essential_sparsity.streaming.shards import temporary_of
 from essential_sparsity.wholeness import is_whole
@@ -69,10 +71,15 @@ def held(out: Path) -> Iterator[None]:
 def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     """Give what another start of the same prune left: its record when it is whole, else its journal, else None.
 
-    Raises ValueError where another prune or something else filled the folder: nothing in it is touched.
+    Raises ValueError where another prune or something else filled the folder: nothing in it is touched; also where a
+    file was cut short that would tell.
     """
     for name in (RECORD, JOURNAL):
         if (out / name).is_file():
+            if not is_whole(out / name):
+                raise ValueError(
+                    f"{out / name} was cut short, so nobody knows whose it is: remove {out} and start again"
+                )
             content = read_json(out / name)
             if found := differences(asked, content.get("asked", {})):
                 more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
@@ -85,10 +92,23 @@ def read_record(out: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def has_cut_record(out: Path) -> bool:
+    """Say whether a finished prune's record was cut short since, and its masks, which tell of it too, were not."""
+    files = [out / RECORD, out / MASKS]
+    return all(file.is_file() for file in files) and [is_whole(file) for file in files] == [False, True]
+
+
+def check_masks(out: Path, asked: Mapping[str, str]) -> None:
+    """Refuse a folder whose masks were made by another prune, as `read_record` does by the record."""
+    there = Checkpoint.open(out / MASKS).metadata
+    if found := differences(asked, {key: there[key] for key in (*asked, "requested", "parent") if key in there}):
+        raise ValueError(f"out={out} belongs to another prune ({'; '.join(found[:2])}): give another folder")
+
+
 def begin_anew(out: Path, asked: Mapping[str, Any], shards: Sequence[Path]) -> bool:
     """Drop weights and masks where a file was cut short since it was written: they are written again; say whether.
 
-    A pruned shard is as long as the dense one.
+    A pruned shard is as long as the dense one. A warning names what was cut short.
     """
     broken = [path for path in out.glob("*") if path.is_file() and path.name[:1] != "." and not is_whole(path)]
     there = [(out / shard.name, shard) for shard in shards if (out / shard.name).is_file()]
@@ -97,6 +117,8 @@ def begin_anew(out: Path, asked: Mapping[str, Any], shards: Sequence[Path]) -> b
         write_journal(out, {"asked": asked})  # before the record goes: the folder stays ours
         for path in [out / RECORD, *(path for path, _ in there), out / MASKS, temporary_of(out / MASKS), *broken]:
             path.unlink(missing_ok=True)
+        names = ", ".join(dict.fromkeys(path.name for path in broken[:3]))
+        warnings.warn(f"{out}: {names} was cut short (a full disk, a broken copy?): all is written again", stacklevel=3)
     return bool(broken)
 
 

@@ -93,11 +93,17 @@ class Task:
         """The hash of the weights that saved masks were chosen on, where they tell."""
         return self.pruner.parent if isinstance(self.pruner, StoredMasks) and self.sparsity != 0 else None
 
+    def told(self) -> dict[str, str]:
+        """Give what the masks file tells of this prune when it is whole: pruner, sparsity, the weights' hash."""
+        parent = self.masks_parent or Checkpoint.open(self.stored.checkpoint.path).digest()
+        return self._described() | {"parent": parent}
+
+    def _described(self) -> dict[str, str]:
+        return self.pruner.describe() | ({} if self.sparsity is None else {"requested": str(self.sparsity)})
+
     def masks(self) -> MasksFile:
         """Give the masks file, as it grows."""
-        requested = {} if self.sparsity is None else {"requested": str(self.sparsity)}
-        temporary = temporary_of(self.out / folder.MASKS)
-        return MasksFile(temporary, self.stored.shapes, self.pruner.describe() | requested)
+        return MasksFile(temporary_of(self.out / folder.MASKS), self.stored.shapes, self._described())
 
     def choice(self, known: Mapping[str, Any] | None, weights: Mapping[str, StoredWeight]) -> Choice:
         """Say which weights stay, counting what is not known from a start before."""
@@ -130,7 +136,11 @@ def prune_checkpoint(
     with folder.held(out):
         task = Task(stored, out, streamed, wanted, Progress(tell))
         asked = task.asked()
-        found = folder.read_record(out, asked) or {}
+        found: Mapping[str, Any] = {}
+        if folder.has_cut_record(out):
+            folder.check_masks(out, task.told())
+        else:
+            found = folder.read_record(out, asked) or {}
         if folder.begin_anew(out, asked, task.files):
             found = {}
         if "result" in found:

@@ -32,16 +32,20 @@ class Grids(BasicSweeper):
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Launch every point of every grid; a point whose overrides do not compose is recorded, the others run."""
         from essential_sparsity.apps import sweeps
+        from essential_sparsity.apps.needs import Needs, refuse_all
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         points = self.points(arguments)
-        composed, broken = [], []
+        composed, broken, needs = [], [], Needs()
         for point in points:
             try:
-                self.hydra_context.config_loader.load_sweep_config(self.config, list(point))
+                needs.add(point, self.hydra_context.config_loader.load_sweep_config(self.config, list(point)))
                 composed.append(point)
             except Exception as error:
                 broken.append((point, error))
+        refuse_all(composed, refused := needs.fetch())
+        broken, lacking = broken + refused, [point for point, _ in refused]
+        composed = [point for point in composed if point not in lacking]
         sweeps.begin(self.config, num_points=len(composed), broken=broken)
         returns = []
         size = self.max_batch_size or max(1, len(composed))
