@@ -61,6 +61,12 @@ def test_local_files_and_finished_points_ask_nobody(fetched, tmp_path):
     assert needs.wanted == {} and needs.fetch() == [] and fetched == []
 
 
+def test_offline_and_for_a_plan_nobody_is_asked(fetched, monkeypatch):
+    assert gathered("backbone=bert_base", "data=glue", "plan=true").fetch() == []
+    monkeypatch.setattr(hub, "is_offline", lambda: True)
+    assert gathered("backbone=bert_base", "data=glue").fetch() == [] and fetched == []
+
+
 def test_a_parent_brings_the_model_and_its_data(fetched, tmp_path):
     words = ["experiment=data_fraction_bert", f"paths.outputs={tmp_path}"]
     needs = Needs()

@@ -25,15 +25,15 @@ class Needs:
         self.wanted: dict[str, list[Point]] = {}  # a node, as text → the points that build it
 
     def add(self, point: Point, composed: DictConfig) -> None:
-        """Take in a point as the sweeper composed it."""
+        """Take in a point as the sweeper composed it. Offline nothing can be fetched, and a plan reads by itself."""
+        if hub.is_offline() or composed.get("plan"):
+            return
         with contextlib.suppress(Exception):  # what is wrong with a point it says itself, when its turn comes
             for node in _nodes(point, composed):
                 self.wanted.setdefault(json.dumps(node, sort_keys=True, default=str), []).append(point)
 
     def fetch(self) -> list[tuple[Point, Exception]]:
-        """Fetch each thing once; give the points that lack one, and why. Offline nothing is tried."""
-        if hub.is_offline():
-            return []
+        """Fetch each thing once; give the points that lack one, and why."""
         calls: hub.Needs = {}
         lacking: dict[str, list[Point]] = {}
         for text, points in self.wanted.items():
@@ -65,14 +65,14 @@ def _failures(calls: hub.Needs) -> dict[str, Exception]:
 
 
 def _nodes(point: Point, composed: DictConfig) -> Iterator[dict[str, Any]]:
-    """Give the nodes that an unfinished point will build, its unfinished parents' too; a plan reads by itself."""
+    """Give the nodes that an unfinished point will build, its unfinished parents' too."""
     choices = OmegaConf.to_container(composed.hydra.runtime.choices)
     assert isinstance(choices, dict)
     app = str(composed.hydra.job.config_name)
     with open_dict(composed):
         composed.pop("hydra")
     asked = conf.complete(composed, choices={str(k): v for k, v in choices.items()}, overrides=point, app=app)
-    stages = [] if asked.config.get("plan") or _is_finished(asked) else [asked.config]
+    stages = [] if _is_finished(asked) else [asked.config]
     stages += [config for run, config in asked.parents() if stages and not run.finished]
     for stage in stages:
         for part in PARTS:
