@@ -6,12 +6,14 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from essential_sparsity import preemption
+
 AGREED_EVERY = 10
 """Optimizer steps after which several ranks look at the clock together, which waits for the device."""
 
 
 class CheckpointEvery(Callback):
-    """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps where that is given."""
+    """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps; and when the machine is taken."""
 
     def __init__(self, folder: Path, *, minutes: float | None = 10.0, steps: int | None = None) -> None:
         self.folder, self.minutes, self.steps = folder, minutes, steps
@@ -31,8 +33,10 @@ class CheckpointEvery(Callback):
         epoch's first step saves instead. (An epoch of a single step is never saved: such runs start afresh.)
         """
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between and batch_idx + 1 < trainer.num_training_batches and self._due(trainer):
-            trainer.save_checkpoint(self.path)
+        safe = between and batch_idx + 1 < trainer.num_training_batches
+        if safe and (self._due(trainer) or preemption.checkpoint_asked()):
+            with preemption.saving():
+                trainer.save_checkpoint(self.path)
             self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def _due(self, trainer: Trainer) -> bool:
