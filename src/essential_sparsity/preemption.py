@@ -27,7 +27,7 @@ class Requeued(SystemExit):
 class Notice:
     """What one process knows of its end: whether a checkpoint is asked for, and who answers the signal after it."""
 
-    def __init__(self, answer: Answer, grace: float = GRACE) -> None:
+    def __init__(self, answer: Answer, grace: float) -> None:
         self.answer, self.grace, self.owner = answer, grace, os.getpid()
         self.asked = self.leaving = self.is_late = self.answered = False
         self.is_training = self.is_saving = False
@@ -79,7 +79,7 @@ def heeded() -> Iterator[None]:
     if not callable(answer) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    notice, before = Notice(answer), signal.getsignal(signal.SIGTERM)
+    notice, before = Notice(answer, GRACE), signal.getsignal(signal.SIGTERM)
 
     def terminate(number: int, frame: FrameType | None) -> None:
         if os.getpid() != notice.owner:  # a process of a data loader, which is ended in this way

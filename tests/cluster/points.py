@@ -11,12 +11,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NUM_STEPS = 60
 
-POINT = (
-    f"train backbone=vit_tiny data=digits data.num_workers=0 trainer.accelerator=cpu trainer.max_epochs=10 "
+SETTINGS = (
+    f"backbone=vit_tiny data=digits data.num_workers=0 trainer.accelerator=cpu trainer.max_epochs=10 "
     f"trainer.max_steps={NUM_STEPS} optimizer.lr=2e-3 name=cluster +callbacks.paced._target_=paced.Paced"
 ).split()
 
-SWEEP = [*POINT, "-m", "sparsity=0.0,0.3,0.6,0.9", "seed=0,1,2"]
+
+def sweep(*axes: str) -> list[str]:
+    """Give the command for some axes, first: run folders are named by what comes first."""
+    return ["train", "-m", *axes, *SETTINGS]
+
+
+SWEEP = sweep("sparsity=0.0,0.3,0.6,0.9", "seed=0,1,2")
 
 SLOW = "sparsity=0.9"
 """What the names of the slow points' run folders hold."""
@@ -36,6 +42,8 @@ class Paced(Callback):
         run = Path(trainer.default_root_dir).name
         pace = os.environ.get("PACE", "0,0").split(",")
         time.sleep(float(pace["sparsity=0.9" in run]))
+        if os.environ.get("DEADLY", "no run") in run and trainer.global_step == 5:
+            os.kill(os.getpid(), 9)
         if "PACED" in os.environ:
             with open(os.environ["PACED"], "a") as file:
                 file.write(f"{run} {os.getpid()} {trainer.global_step}\\n")
@@ -75,9 +83,11 @@ def settings(folder: Path, *, pace: tuple[float, float] = (0, 0)) -> dict[str, s
     }
 
 
-def start(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a command in a folder; its output goes to `output.txt` there."""
-    command = [sys.executable, "-W", "ignore", "-m", "essential_sparsity.apps.main", *words]
+def start(
+    words: Sequence[str], folder: Path, environment: Mapping[str, str], *, inside: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start a command in a folder (`inside`: what begins it elsewhere); its output goes to `output.txt` there."""
+    command = [*inside, sys.executable, "-W", "ignore", "-m", "essential_sparsity.apps.main", *words]
     with (folder / "output.txt").open("a") as output:
         return subprocess.Popen(
             command,

@@ -95,7 +95,7 @@ class Slurm:
     folder: Path
     environment: dict[str, str]
 
-    def ask(self, *words: str, seconds: float = 30) -> str:
+    def ask(self, *words: str, seconds: float = 120) -> str:
         """Run one of SLURM's commands and give what it prints; CalledProcessError where it fails."""
         return subprocess.run(
             words, env=self.environment, capture_output=True, text=True, timeout=seconds, check=True
