@@ -32,7 +32,7 @@ def launched(monkeypatch):
 
         here = BasicLauncher()
         here.setup(hydra_context=launcher.hydra_context, task_function=launcher.task_function, config=launcher.config)
-        given.append([next(word for word in point if word.startswith("sparsity")) for point in points])
+        given.append([next((word for word in point if word.startswith("sparsity=")), "curve") for point in points])
 
         def do(point):
             return here.launch([point], initial_job_idx=first)[0]
@@ -118,6 +118,22 @@ def test_a_configuration_that_changed_since_submission_is_refused(command, launc
     (record,) = read_runs(tmp_path / "outputs/s")
     assert record.failure and record.failure["kind"] == "ChangedConfiguration"
     assert record.config["optimizer"]["lr"] == 0.002, "the failure is told where the submitted point is"
+
+
+def test_a_curve_under_another_configuration_is_refused_without_a_folder_of_its_own(command, launched, tmp_path):
+    _, fates = launched
+    own = tmp_path / "conf/data/own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [digits]\nnum_evaluation_rows: 50\n")
+
+    def changes(points, do):
+        own.write_text("defaults: [digits]\nnum_evaluation_rows: 60\n")
+        return [do(point) for point in points]
+
+    fates.append(changes)
+    code, out, _ = command("evaluate backbone=vit_tiny data=own name=c hydra/launcher=joblib sparsities=[0.0,0.5]")
+    assert code == 1 and "data.num_evaluation_rows: 60, submitted: 50" in out
+    assert not list((tmp_path / "outputs").glob("c/*/run.json"))
 
 
 def test_what_only_says_where_to_compute_may_change(command, launched, tmp_path):

@@ -1,7 +1,8 @@
 """A running SLURM, and the sweep's results on this host alone; each is skipped, visibly, where it cannot be."""
 
+import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Give what the sweep leaves when this host does it, point after point: place → digest."""
-    folder: Path = tmp_path_factory.mktemp("alone")
-    code, text = points.run(points.SWEEP, folder, points.settings(folder))
-    assert code == 0, text[-3000:]
-    return outcome.left(folder / "outputs")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Give what says what the sweep leaves when this host does it, point after point: place → digest."""
+
+    @functools.cache
+    def left(*words: str) -> dict[str, str]:
+        folder: Path = tmp_path_factory.mktemp("alone")
+        code, text = points.run([*points.SWEEP, *words], folder, points.settings(folder))
+        assert code == 0, text[-3000:]
+        return outcome.left(folder / "outputs")
+
+    return left

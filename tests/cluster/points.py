@@ -22,6 +22,9 @@ def sweep(*axes: str) -> list[str]:
     return ["train", "-m", *axes, *SETTINGS]
 
 
+OFTEN = "trainer.checkpoint_steps=5"
+"""For workers that are killed without a warning."""
+
 SWEEP = sweep("sparsity=0.0,0.3,0.6,0.9", "seed=0,1,2")
 
 SLOW = "sparsity=0.9"

@@ -65,7 +65,8 @@ def ray_nodes(folder: Path, environment: Mapping[str, str]) -> Iterator[RayNodes
                 _node([*inside, *_ray(), "start", "--block", "--num-cpus=1", STORE, *words], place, folder)
             )
             number = len(found.nodes)
-            _until_zero([*inside, sys.executable, "-c", _COUNT.format(number=number)], place, 120)
+            count = [*inside, sys.executable, "-c", _COUNT.format(number=number)]
+            _until_zero(count, place, 120, needs=found.nodes[-1])
         yield found
     finally:
         for node in found.nodes:
@@ -95,14 +96,20 @@ def _node(words: Sequence[str], environment: Mapping[str, str], folder: Path) ->
         )
 
 
-def _until_zero(words: Sequence[str], environment: Mapping[str, str], seconds: float) -> None:
-    """Run a command until it ends well."""
+def _until_zero(
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float,
+    *,
+    needs: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Run a command until it ends well; TimeoutError after so long, or as soon as what it needs has ended."""
     until = time.monotonic() + seconds
     while True:
         done = subprocess.run(words, env=dict(environment), capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
-        if time.monotonic() > until:
+        if time.monotonic() > until or (needs is not None and needs.poll() is not None):
             raise TimeoutError(f"{' '.join(words)[:200]}: {done.stderr[-2000:]}")
         time.sleep(0.5)
 

@@ -116,8 +116,8 @@ class Slurm:
 
     def restarts(self, name: str) -> int:
         """Say how often a job was put back into the queue."""
-        words = dict(word.partition("=")[::2] for word in self.ask("scontrol", "show", "job", "-o", name).split())
-        return int(words.get("Restarts", 0))
+        words = self.ask("scontrol", "show", "job", "-o", name).split()
+        return next((int(word.partition("=")[2]) for word in words if word.startswith("Restarts=")), 0)
 
     def process(self, name: str) -> int | None:
         """Give the process that does a job's work; None where none has begun."""

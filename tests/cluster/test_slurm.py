@@ -94,7 +94,7 @@ def test_a_sweep_with_requeues_and_time_outs_leaves_what_one_host_does(disturbed
     assert code == 0, points.told(folder)[-3000:]
     assert "12 points: 12 computed, 0 there already, 0 failed" in points.told(folder)
     assert sorted(faults.hit.values()) == ["kill", "preempt", "requeue", "signal"]
-    found = outcome.differences(alone, outcome.left(folder / "outputs"))
+    found = outcome.differences(alone(), outcome.left(folder / "outputs"))
     assert not any(found.values()), found
 
 

@@ -78,9 +78,8 @@ def refusal(composed: DictConfig, submitted: conf.Asked) -> Outcome | None:
     def refuse() -> Outcome:
         raise ChangedConfiguration(found)
 
-    return guarded(
-        refuse, overrides=submitted.overrides, run=submitted.run, record=submitted.record, always="seed" in now.config
-    )
+    run = None if "sparsities" in submitted.config else submitted.run  # a curve has a folder for each of its levels
+    return guarded(refuse, overrides=submitted.overrides, run=run, record=submitted.record, always=True)
 
 
 def decisive(recorded: Mapping[str, Any]) -> dict[str, Any]:
