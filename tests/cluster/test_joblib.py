@@ -14,6 +14,9 @@ from tests.soak import outcome
 
 pytestmark = pytest.mark.cluster
 
+OFTEN_AT = 10
+"""Steps after which a checkpoint is surely there."""
+
 LAUNCHER = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
 
@@ -22,10 +25,10 @@ def test_a_killed_worker_takes_no_other_point(alone, tmp_path):
     steps = Steps(tmp_path / "steps.txt")
     environment = points.settings(tmp_path, pace=(5 / NUM_STEPS, 5 / NUM_STEPS))
     driver = points.start([*SWEEP, OFTEN, *LAUNCHER], tmp_path, environment)
-    while len(steps.read()) < 4:
+    while len(now := _now(steps)) < 2 or len(steps.read()) < 4 or not OFTEN_AT < max(now.values()) < NUM_STEPS - 20:
         assert driver.poll() is None, points.told(tmp_path)
-        time.sleep(0.2)
-    victim, other = sorted(steps.processes(), key=lambda process: _last(steps, process))[-2:]
+        time.sleep(0.1)
+    other, victim = sorted(now, key=lambda process: OFTEN_AT < now[process] < NUM_STEPS - 20)
     os.kill(victim, signal.SIGKILL)
     assert driver.wait(timeout=1800) == 0, points.told(tmp_path)
     text = points.told(tmp_path)
@@ -38,10 +41,10 @@ def test_a_killed_worker_takes_no_other_point(alone, tmp_path):
     assert sum(record.metrics["resumed"] for record in read_runs(tmp_path / "outputs/cluster") if record.metrics) == 1
 
 
-def _last(steps: Steps, process: int) -> float:
-    """Give when a process did its last step, as its place in the file."""
-    lines = steps.file.read_text().splitlines()
-    return max(number for number, line in enumerate(lines) if line.split()[-2] == str(process))
+def _now(steps: Steps) -> dict[int, int]:
+    """Give the step that each process did last."""
+    lines = [line.rsplit(" ", 2) for line in steps.file.read_text().splitlines()] if steps.file.exists() else []
+    return {int(process): int(step) for _, process, step in lines}
 
 
 def test_a_point_that_always_kills_its_worker_fails_alone(tmp_path):
