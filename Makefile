@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint bench soak clean
+.PHONY: help setup demo test lint bench soak cluster clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed -E 's/:.*## / — /'
@@ -38,6 +38,11 @@ bench: setup    ## peers and ours side by side, into outputs/bench/
 
 soak: setup     ## 200 faults at random moments of a small sweep, the same commands again, nothing lost: outputs/bench/soak.json
 	nice $(BIN)/python -m tests.soak
+
+cluster:        ## launchers under kills, on a real SLURM and Ray of two nodes here, in a virtual environment of their own (root)
+	$(MAKE) setup VENV=.venv-cluster
+	.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[launchers]'
+	.venv-cluster/bin/python -m pytest tests/cluster
 
 clean:          ## remove what tools left behind, not outputs
 	rm -rf .pytest_cache .ruff_cache .hypothesis dist build

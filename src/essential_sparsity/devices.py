@@ -120,11 +120,11 @@ def is_first() -> bool:
 def for_trainer(settings: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
     """Give Trainer's settings for this process, with its strategy where it is one of several ranks."""
     made = {key: value for key, value in settings.items() if key != "strategy"}
+    made["plugins"] = [*(made.get("plugins") or ()), LightningEnvironment()]  # not SLURM's: signals are the app's
     if not torch.distributed.is_initialized():
         return made
     is_sharded = settings.get("strategy") == "fsdp2"
     made["strategy"] = WholeBatchFSDP(architecture) if is_sharded else WholeBatchDDP(find_unused_parameters=True)
-    made["plugins"] = [*made.get("plugins", ()), LightningEnvironment()]  # not SLURM's: signals are the app's
     return made
 
 

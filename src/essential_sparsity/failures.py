@@ -8,6 +8,8 @@ EXPECTED = (
     "ValueError",
     "FileNotFoundError",
     "ForeignRun",
+    "ChangedConfiguration",
+    "WorkerDied",
     "BlockingIOError",
     "FloatingPointError",
     "NotADirectoryError",

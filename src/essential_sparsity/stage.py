@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from essential_sparsity import preemption
 from essential_sparsity.accounts import layer_rows, result
 from essential_sparsity.callbacks import PruningCallback
 from essential_sparsity.callbacks.augmentation import Augment
@@ -160,8 +161,9 @@ class Stage:
         return metrics
 
     def _fit(self, trainer: Trainer, module: LightningModule, loader: Any, resumed: Path | None) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), preemption.training():
             warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of a name that torch renames
+            warnings.filterwarnings("ignore", ".*`srun` command is available.*")  # on a login node, too
             warnings.filterwarnings("ignore", ".*Grad strides do not match bucket view.*")  # DDP, of 1 × 1 kernels
             try:
                 trainer.fit(

@@ -65,14 +65,12 @@ def _unreadable(word: str, text: str) -> str:
 
 
 def _unknown_choice(missing: str) -> str:
-    """Name the nearest file of a config group, or the extra that brings a launcher."""
+    """Name the nearest file of a config group."""
     from essential_sparsity.apps.conf import CONF
 
     group, _, name = missing.rpartition("/")
     group = group or name
     if group == "hydra/launcher":
-        if name in LAUNCHERS:
-            return f"{group}={name} needs hydra-{name.split('_')[0]}-launcher, an extra: pip install {EXTRA}"
         return f"{group}={name}: there is no such choice{nearest(name, ['basic', *LAUNCHERS])}"
     files = [path for folder in (Path.cwd() / "conf", CONF) for path in (folder / group).glob("*.yaml")]
     names = sorted({path.stem for path in files})

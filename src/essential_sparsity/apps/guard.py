@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from essential_sparsity.failures import EXPECTED, kind_of, one_line, write_failure
+from essential_sparsity.preemption import Requeued
 from essential_sparsity.runs import ForeignRun, Run
 
 
 @dataclass
 class Outcome:
-    """What became of one point: `finished`, `there` (nothing to do), `failed` or `planned`; picklable."""
+    """What became of one point: `finished`, `there` (nothing to do), `failed`, `planned`, or `lost`; picklable.
+
+    `lost` is a launcher's word: its worker died, and nobody knows what became of the point.
+    """
 
     status: str
     overrides: list[str]
@@ -37,15 +41,16 @@ class Outcome:
 def guarded(
     work: Callable[[], Outcome], *, overrides: list[str], run: Run | None, record: dict[str, Any] | None, always: bool
 ) -> Outcome:
-    """Do a point's work; any exception but KeyboardInterrupt becomes a failed outcome and the run's failure.json.
+    """Do a point's work; any exception becomes a failed outcome and the run's failure.json.
 
-    failure.json goes to a run that has begun, and with `always` (sweeps) to one that could not begin, too. The folder
-    of another configuration, or one in use, is left alone.
+    Only KeyboardInterrupt goes through, and Requeued, by which a scheduler's job leaves. failure.json goes to a run
+    that has begun, and with `always` (sweeps) to one that could not begin, too. The folder of another configuration, or
+    one in use, is left alone.
     """
     with process_state_restored():
         try:
             return work()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Requeued):
             raise
         except BaseException as error:  # SystemExit too: one point never ends the sweep
             text = "".join(traceback.format_exception(error))

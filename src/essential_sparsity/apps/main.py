@@ -55,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a shared machine tenfold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = [word for word in rest if word in ("-m", "--multirun")]  # argparse wants all overrides in one row
-    if SEARCH in rest and not any(word.startswith("-") for word in rest):
-        flags = ["-m"]  # a sweeper's own file cannot say so: Hydra reads it too early
+    if any(word.startswith(SWEEPS) and word != LOCAL for word in rest) and not any(
+        word.startswith("-") for word in rest
+    ):
+        flags = ["-m"]  # a sweeper's or launcher's own file cannot say so: Hydra reads it too early
     sys.argv = [f"essential-sparsity {name}", *flags, *(quoted(word) for word in rest if word not in flags)]
     return run(name)
 
@@ -80,8 +82,10 @@ def unknown_flag(words: list[str]) -> str | None:
     return None
 
 
-SEARCH = "hydra/sweeper=turning_point"
-"""A sweeper that makes every command a sweep."""
+SWEEPS = ("hydra/sweeper=turning_point", "hydra/launcher=")
+"""What makes every command a sweep: a sweeper that chooses the points, a launcher that takes them elsewhere."""
+
+LOCAL = "hydra/launcher=basic"
 
 SIGNS = "=~*?"
 """What the names of run folders and patterns hold; a list without any of them is no list of run folders."""

@@ -8,6 +8,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
+from essential_sparsity import preemption
+
 REMEDY = "lower optimizer.lr, clip gradients (trainer.gradient_clip_val=1.0), or use precision=32-true"
 """What helps against a training whose numbers are none any more."""
 
@@ -16,7 +18,7 @@ AGREED_EVERY = 10
 
 
 class CheckpointEvery(Callback):
-    """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps where that is given.
+    """Write `folder/last.ckpt` every `minutes`, or every `steps` optimizer steps; and when the machine is taken.
 
     Errors: FloatingPointError naming a weight that is no number any more; the checkpoint before stays as it is.
     """
@@ -51,8 +53,10 @@ class CheckpointEvery(Callback):
         epoch's first step saves instead. (An epoch of a single step is never saved: such runs start afresh.)
         """
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if between and batch_idx + 1 < trainer.num_training_batches and self._due(trainer):
-            trainer.save_checkpoint(self.path)
+        safe = between and batch_idx + 1 < trainer.num_training_batches
+        if safe and (self._due(trainer) or preemption.checkpoint_asked()):
+            with preemption.saving():
+                trainer.save_checkpoint(self.path)
             self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 
 class Grids(BasicSweeper):
@@ -29,9 +30,16 @@ class Grids(BasicSweeper):
         self.grids = chosen or [{}]
         self.across = [dict(axes) for axes in across or ()] or [{}]
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Let workers carry what was submitted to them."""
+        from essential_sparsity.apps.submitted import Submitted
+
+        self.task = Submitted(task_function)
+        super().setup(hydra_context=hydra_context, task_function=self.task, config=config)
+
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Launch every point of every grid; a point whose overrides do not compose is recorded, the others run."""
-        from essential_sparsity.apps import sweeps
+        from essential_sparsity.apps import launching, sweeps
         from essential_sparsity.apps.needs import Needs, refuse_all
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -50,7 +58,7 @@ class Grids(BasicSweeper):
         returns = []
         size = self.max_batch_size or max(1, len(composed))
         for start in range(0, len(composed), size):
-            returns += self.launcher.launch(composed[start : start + size], initial_job_idx=start)
+            returns += launching.launch(self, composed[start : start + size], initial_job_idx=start)
         sweeps.conclude(self.config, [job.return_value for job in returns])
         return returns
 

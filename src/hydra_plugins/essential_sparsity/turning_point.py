@@ -1,9 +1,12 @@
 """A sweep that chooses its own levels: bisection with confirming seeds until the turn is known, or the budget spent."""
 
+from functools import partial
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
 class TurningPoint(BasicSweeper):
@@ -32,15 +35,23 @@ class TurningPoint(BasicSweeper):
         }
         self.aside = frozenset(aside)
 
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Let workers carry what was submitted to them."""
+        from essential_sparsity.apps.submitted import Submitted
+
+        self.task = Submitted(task_function)
+        super().setup(hydra_context=hydra_context, task_function=self.task, config=config)
+
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Launch round after round of runs until no search asks for more; then say where the turns lie."""
-        from essential_sparsity.apps import turning_point
+        from essential_sparsity.apps import launching, turning_point
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         turning_point.refuse_beside(self.config, self.aside)
         loader = self.hydra_context.config_loader
         searches = turning_point.searches(self.config, self.points(arguments), self.settings)
-        return turning_point.run(self.config, searches, launch=self.launcher.launch, load=loader.load_sweep_config)
+        launch = partial(launching.launch, self)
+        return turning_point.run(self.config, searches, launch=launch, load=loader.load_sweep_config)
 
     def points(self, arguments: list[str]) -> list[list[str]]:
         """List the overrides of every combination of the axes on the command line, each once."""
