@@ -82,6 +82,22 @@ def test_a_point_that_always_loses_its_worker_fails_alone(command, launched, tmp
     assert given == [["sparsity=0.4"]], "a finished point needs no worker"
 
 
+def test_a_deadly_point_takes_no_other_even_where_the_launcher_ends_with_it(command, launched):
+    given, fates = launched
+
+    def ends(points, do):
+        for point in points:
+            if "sparsity=0.2" in point:
+                raise RuntimeError("a worker was killed")
+            do(point)
+
+    fates += [ends, ends, ends]
+    code, out, _ = command(f"{TINY} sparsity=0.2,0.4")
+    assert given == [["sparsity=0.2", "sparsity=0.4"]] * 2 + [["sparsity=0.2"], ["sparsity=0.4"]]
+    assert code == 1 and "1 computed, 0 there already, 1 failed" in out
+    assert "sparsity=0.2: WorkerDied: its worker died 3 times, the last time: RuntimeError: a worker was killed" in out
+
+
 def test_a_launcher_that_cannot_launch_is_one_line(command, launched):
     given, fates = launched
 

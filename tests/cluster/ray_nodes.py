@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ def ray_nodes(folder: Path, environment: Mapping[str, str]) -> Iterator[RayNodes
     holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL)
     inside = ["nsenter", f"--target={holder.pid}", "--net"]
     found = RayNodes(inside, place, [])
+    short = tempfile.mkdtemp(prefix="ray-")  # sockets' paths are short
     try:
         _until_zero([*inside, "ip", "link", "set", "lo", "up"], place, 10)
         head = ["--head", "--node-ip-address=127.0.0.2", "--port=6399", "--include-dashboard=false"]
         second = [f"--address={ADDRESS}", "--node-ip-address=127.0.0.3"]
-        short = Path("/tmp", f"es-{secrets.token_hex(3)}")  # sockets' paths are short
         for words in ([*head, f"--temp-dir={short}"], second):
             found.nodes.append(
                 _node([*inside, *_ray(), "start", "--block", "--num-cpus=1", STORE, *words], place, folder)
@@ -76,6 +77,7 @@ def ray_nodes(folder: Path, environment: Mapping[str, str]) -> Iterator[RayNodes
             node.wait()
         holder.kill()
         holder.wait()
+        shutil.rmtree(short, ignore_errors=True)
 
 
 _COUNT = f"""

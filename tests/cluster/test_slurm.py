@@ -144,3 +144,22 @@ def test_a_requeued_job_refuses_another_configuration(cluster, tmp_path):
     code, told = points.run(words, tmp_path, {**environment, "PACE": "0,0"})
     assert code == 0, told
     assert read_json(record.path / "metrics.json")["resumed"]
+
+
+def test_ctrl_c_cancels_the_jobs_and_the_same_command_goes_on(cluster, tmp_path):
+    environment = {**points.settings(tmp_path, pace=(1.0, 1.0)), **_clients(cluster)}
+    words = [*points.sweep("sparsity=0.3,0.6"), *LAUNCHER[:1], "hydra.launcher.timeout_min=60"]
+    driver, steps = points.start(words, tmp_path, environment), Steps(tmp_path / "steps.txt")
+    while len(steps.read()) < 2:
+        assert driver.poll() is None, points.told(tmp_path)
+        time.sleep(0.5)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=120) == 130
+    assert "interrupted: the same command goes on from what is there" in points.told(tmp_path)
+    until = time.monotonic() + 60
+    while cluster.jobs() and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not cluster.jobs()
+
+    code, told = points.run(words, tmp_path, {**environment, "PACE": "0,0"})
+    assert code == 0 and "2 points: 2 computed" in told, told

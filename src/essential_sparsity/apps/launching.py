@@ -35,6 +35,7 @@ class _Launched:
         self.asked: list[conf.Asked | None] = [None] * len(points)
         self.returned: dict[int, JobReturn] = {}
         self.deaths = [0] * len(points)
+        self.is_unsure = False  # whose worker died, where a launcher ended with it
         sweeper.task.folder, sweeper.task.points = Path.cwd(), {}
         for number, point in enumerate(points):
             self._compose(number, point)
@@ -46,8 +47,8 @@ class _Launched:
             for number in here:
                 self.returned[number] = self._do_here(number)
             there = [number for number in todo if number not in here]
-            last_chance = any(self.deaths[number] == MOST_DEATHS - 1 for number in there)
-            for group in [[number] for number in there] if last_chance else [there] if there else []:
+            alone = self.is_unsure and any(self.deaths[number] == MOST_DEATHS - 1 for number in there)
+            for group in [[number] for number in there] if alone else [there] if there else []:
                 self._launch(group)
         return [self.returned[number] for number in range(len(self.points))]
 
@@ -82,6 +83,7 @@ class _Launched:
         except (ValueError, TypeError, LookupError, AttributeError, ImportError, AssertionError):
             raise  # no worker's death: it cannot launch
         except Exception as error:  # other launchers end with the first worker that does
+            self.is_unsure = True
             found, reason = [None] * len(group), f"{type(error).__name__}: {one_line(error)}"
         died = []
         for number, returned in zip(group, found, strict=True):
