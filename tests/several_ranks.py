@@ -75,6 +75,7 @@ def fork(number: int, work: Callable[[int], object]) -> None:
         if (child := os.fork()) == 0:
             code = 1
             try:
+                torch.set_num_threads(torch.get_num_threads())  # a fork's first two threads race for torch's pool else
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
                 work(rank)
                 code = 0

@@ -81,6 +81,7 @@ def _run(words: list[str], folder: str, fault: dict[str, Any], output: int) -> N
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.chdir(folder)
+        importlib.import_module("torch").set_num_threads(1)  # a fork's first two threads race for torch's pool else
         from essential_sparsity.apps.main import main
 
         sys.argv = ["essential-sparsity", *words]
