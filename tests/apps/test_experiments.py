@@ -64,7 +64,7 @@ def test_every_experiment_is_run_here_or_is_another_s_alias():
 DRAWN = ("demo", "essential_sparsity_bert_glue")
 """Experiments whose page comes with all static figures, which take longer than the runs; tests/report has the rest."""
 
-AGAIN = ("demo", "data_fraction_bert", "does_pretraining_matter", "lottery_vs_omp_vit", "mask_transfer", "nm_patterns",
+AGAIN = ("data_fraction_bert", "does_pretraining_matter", "lottery_vs_omp_vit", "nm_patterns",
          "supervised_vs_self_supervised_pretrained")  # fmt: skip
 """Experiments whose command is given twice: one of each build; to compose a point takes half as long as to run it."""
 

@@ -19,11 +19,27 @@ def rewrite(folder: Path, names: Sequence[str], page: Path = PAGE) -> int:
         print(f"{folder} has no figures: run python -m tests.bench first", file=sys.stderr)
         return 2
     before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = section([json.loads(file.read_text()) for file in files])
+    there, _, after = rest.partition(END)
+    tables = merged(there, section([json.loads(file.read_text()) for file in files]), names)
     page.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
     print(f"{page.name}: {', '.join(file.stem for file in files)}")
     return 0
+
+
+def merged(there: str, measured: str, names: Sequence[str]) -> str:
+    """Put what was measured here in the place of its like; what was measured elsewhere and is not here stays."""
+    (machines, blocks), (new_machines, new_blocks) = _blocks(there), _blocks(measured)
+    blocks |= new_blocks
+    ordered = [blocks[name] for name in names if name in blocks]
+    heads = dict.fromkeys([*machines, *new_machines])
+    return "\n\n".join([*heads, *ordered]) + "\n"
+
+
+def _blocks(text: str) -> tuple[list[str], dict[str, str]]:
+    """Give the machines, each with its versions, and the tables with their headings by name."""
+    head, *blocks = text.split("### ")
+    machines = [f"Machine: {each.strip()}" for each in head.split("Machine: ")[1:]]
+    return machines, {block.splitlines()[0].strip(): f"### {block.strip()}" for block in blocks}
 
 
 def section(contents: Sequence[dict[str, Any]]) -> str:

@@ -84,11 +84,13 @@ def test_the_page_is_rewritten_from_the_files_and_keeps_its_text(tmp_path, capsy
     content = json.loads((tmp_path / "machine.json").read_text())
     assert content["command"] == "python -m tests.bench machine --quick"
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    kept = "### nm\n\nmeasured on another day"
+    readme.write_text(f"before\n{page.BEGIN}\nold\n### machine\nold\n\n{kept}\n{page.END}\nafter\n")
     for _ in range(2):  # twice: it must find its markers again
         assert page.rewrite(tmp_path, list(BENCHMARKS), readme) == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.index("### machine") < text.index(kept) and text.count("### ") == 2
     assert "### machine" in text and "GB/s" in text and content["versions"]["torch"] in text
 
 

@@ -56,8 +56,9 @@ def test_the_index_asks_no_network_and_escapes_names(outputs: Path) -> None:
 
 
 def test_the_index_is_made_of_reports_alone(outputs: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
+    copy = tmp_path / "one" / "copy"
     shutil.copytree(outputs, copy, ignore=shutil.ignore_patterns("*~*", "figures*", "tables"))
+    (tmp_path / "index.html").write_text("somebody's, two folders up: no home of an index")
     write_index(copy)
     both = [re.sub(r"<article(?:(?!<article).)*?fresh.*?</article>", "", text_of(each), flags=re.DOTALL)
             for each in (outputs, copy)]  # fmt: skip

@@ -100,7 +100,7 @@ def write_index(outputs: Path | str) -> Path:
     if not outputs.is_dir():
         raise FileNotFoundError(f"{outputs} is no folder: run an experiment first, or check paths.outputs=")
     found = read_experiments(outputs)
-    write_page(outputs / INDEX, f"Experiments in {outputs.resolve().name}", _body(found))
+    write_page(outputs / INDEX, f"Experiments in {outputs.resolve().name}", _body(found), is_index=True)
     return outputs / INDEX
 
 

@@ -30,6 +30,7 @@ def write_page(
     *,
     plots: Mapping[str, Plot] | None = None,
     runs: Mapping[str, Any] | None = None,
+    is_index: bool = False,
 ) -> None:
     """Write a self-contained page: `body` in a skeleton, the `plots` that it has boxes for, the files that it names.
 
@@ -46,8 +47,8 @@ def write_page(
         islands += f'<script type="text/plain" id="island-plotly">{_packed_plotly()}</script>'
     if files := _named_files(body, path.parent):
         islands += _island("files", json.dumps(files))
-    home = Path("../..", INDEX) if (path.parent.parent.parent / INDEX).is_file() else None
-    back = f'<a href="{home}">← All experiments</a>' if home and path.parent.name else ""
+    has_index = not is_index and path.parent.name and (path.parent.parent.parent / INDEX).is_file()
+    back = f'<a href="{Path("../..", INDEX)}">← All experiments</a>' if has_index else ""
     with atomic_path(path) as temporary:
         temporary.write_text(_whole(title, body, back, islands, scripts), encoding="utf-8")
 
