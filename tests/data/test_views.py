@@ -322,3 +322,10 @@ def test_a_card_makes_the_views_that_a_cpu_makes() -> None:
 def test_mistakes_in_augmentations_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_blurring_holds_no_subnormal_numbers_and_its_weights_sum_to_one() -> None:
+    matrices = crops.blurring(torch.tensor([0.0, 0.1, 1.0, 2.0]), 224)
+    assert not ((matrices > 0) & (matrices < 1e-12)).any()
+    torch.testing.assert_close(matrices.sum(-1), torch.ones(4, 224))
+    assert torch.equal(matrices[0], torch.eye(224))
