@@ -119,7 +119,7 @@ def resampling(
 
 
 NOTHING = 1e-12
-"""Weights below are 0 in fp32's eyes; left as they are, a kernel's far ends are subnormal, which slows products 30 ×."""
+"""Weights below are 0 in fp32's eyes; as they are, a kernel's far ends are subnormal, which slows products 30 ×."""
 
 
 def blurring(sigma: Tensor, size: int) -> Tensor:
