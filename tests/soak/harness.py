@@ -134,8 +134,9 @@ class Soak:
         if ended["code"] is None:
             self.account.wrong.append(f"{kind}: {words[0]} hung")
         if "Traceback" in ended["output"] and kind != "out of memory":
-            last = ended["output"].strip().splitlines()[-1]
-            self.account.wrong.append(f"{kind}: {words[0]} showed a traceback: {last[:200]}")
+            before, _, behind = ended["output"].partition("Traceback")
+            told = " | ".join([*before.strip().splitlines()[-1:], *behind.strip().splitlines()[-3:]])
+            self.account.wrong.append(f"{kind}: {words[0]} showed a traceback: {told[:500]}")
         now = outcome.metrics(self.rough / "outputs")
         for place, content in self.finished.items():
             if now.get(place) != content and place not in self.cut:

@@ -134,14 +134,16 @@ def run(name: str) -> int:
     import importlib
     import traceback
 
-    from essential_sparsity.apps import sweeps
+    from essential_sparsity.apps import interrupts, sweeps
     from essential_sparsity.apps.errors import explain
     from essential_sparsity.failures import EXPECTED, kind_of, one_line
 
     sweeps.outcomes.clear()
     sweeps.progress.begin(0)
     try:
-        importlib.import_module(f"essential_sparsity.apps.{name}").main()
+        with interrupts.heeded():
+            importlib.import_module(f"essential_sparsity.apps.{name}").main()
+            return conclude_single()
     except KeyboardInterrupt:
         return complain("interrupted: the same command goes on from what is there", code=130)
     except BrokenPipeError:  # `… | head`: nobody reads on
@@ -158,7 +160,6 @@ def run(name: str) -> int:
         if kind_of(error) not in EXPECTED:
             traceback.print_exc()
         return complain(one_line(error))
-    return conclude_single()
 
 
 def wants_traceback() -> bool:
