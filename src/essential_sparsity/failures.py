@@ -51,6 +51,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Say whether an exception is Ctrl-C, or what a library made of it: pyarrow says that it was cancelled, …."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return False
+
+
 def write_failure(run: Run, error: BaseException) -> None:
     """Write a run's failure.json: kind, one line, traceback, and the step where the error knows it."""
     text = "".join(traceback.format_exception(error))

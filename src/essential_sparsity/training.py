@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule
 
 from essential_sparsity.accounts import run_info
 from essential_sparsity.devices import check_devices, meeting, num_ranks
-from essential_sparsity.failures import one_line, write_failure
+from essential_sparsity.failures import is_interrupt, one_line, write_failure
 from essential_sparsity.identity import told
 from essential_sparsity.parents import (
     as_run,
@@ -160,7 +160,8 @@ def finish_parent(parent: Mapping[str, Any], *, keep: Sequence[str] = ("model",)
         try:
             fit(**{**parent, "keep": sorted({*keep, *parent.get("keep", ())})})  # a finished one: checks its inputs
         except Exception as error:
-            if (run.path / "run.json").is_file() and not isinstance(error, (BlockingIOError, ForeignRun)):
+            foreign = isinstance(error, (BlockingIOError, ForeignRun)) or is_interrupt(error)
+            if (run.path / "run.json").is_file() and not foreign:
                 try:
                     write_failure(run, error)
                 except OSError as unwritten:  # the disk is full: what went wrong is told all the same

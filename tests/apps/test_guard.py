@@ -7,7 +7,7 @@ import os
 import pytest
 
 from essential_sparsity import training
-from essential_sparsity.apps.guard import guarded
+from essential_sparsity.apps.guard import Outcome, guarded
 from essential_sparsity.failures import kind_of, one_line
 from essential_sparsity.runs import Run
 
@@ -39,6 +39,20 @@ def test_a_failure_that_cannot_be_written_is_told_all_the_same(tmp_path, monkeyp
     outcome = guarded(lambda: full(), overrides=["a=1"], run=run, record=None, always=True)
     assert outcome.status == "failed" and outcome.expected and "no failure.json" in outcome.message
     assert not list(tmp_path.glob("failure.json"))
+
+
+def test_an_interrupt_that_a_library_renamed_ends_the_sweep_and_is_no_failure(tmp_path):
+    def cancelled() -> Outcome:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise OSError("Operation cancelled") from error
+
+    run = Run(tmp_path / "run")
+    run.start({"config": {}})
+    with pytest.raises(KeyboardInterrupt):
+        guarded(cancelled, overrides=[], run=run, record=None, always=True)
+    assert not (run.path / "failure.json").exists()
 
 
 def test_a_remedy_is_told_once():

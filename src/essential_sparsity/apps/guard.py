@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from essential_sparsity.failures import EXPECTED, kind_of, one_line, write_failure
+from essential_sparsity.failures import EXPECTED, is_interrupt, kind_of, one_line, write_failure
 from essential_sparsity.preemption import Requeued
 from essential_sparsity.runs import ForeignRun, Run
 
@@ -53,6 +53,8 @@ def guarded(
         except (KeyboardInterrupt, Requeued):
             raise
         except BaseException as error:  # SystemExit too: one point never ends the sweep
+            if is_interrupt(error):
+                raise KeyboardInterrupt from error
             text = "".join(traceback.format_exception(error))
             message = one_line(error)
             if run is not None and not isinstance(error, (ForeignRun, BlockingIOError)):

@@ -129,6 +129,9 @@ def _found(value: str) -> bool:
         return False
 
 
+INTERRUPTED = "interrupted: the same command goes on from what is there"
+
+
 def run(name: str) -> int:
     """Run one app under its Hydra."""
     import importlib
@@ -136,7 +139,7 @@ def run(name: str) -> int:
 
     from essential_sparsity.apps import interrupts, sweeps
     from essential_sparsity.apps.errors import explain
-    from essential_sparsity.failures import EXPECTED, kind_of, one_line
+    from essential_sparsity.failures import EXPECTED, is_interrupt, kind_of, one_line
 
     sweeps.outcomes.clear()
     sweeps.progress.begin(0)
@@ -145,13 +148,15 @@ def run(name: str) -> int:
             importlib.import_module(f"essential_sparsity.apps.{name}").main()
             return conclude_single()
     except KeyboardInterrupt:
-        return complain("interrupted: the same command goes on from what is there", code=130)
+        return complain(INTERRUPTED, code=130)
     except BrokenPipeError:  # `… | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
+        if is_interrupt(error):
+            return complain(INTERRUPTED, code=130)
         if wants_traceback():
             traceback.print_exc()
             return complain(explain(error) or one_line(error))
