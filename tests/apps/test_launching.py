@@ -117,17 +117,22 @@ def test_a_point_that_cannot_be_completed_fails_before_it_is_launched(command, l
     assert given == [["sparsity=0.2"]], "one point"
 
 
-def test_a_configuration_that_changed_since_submission_is_refused(command, launched, tmp_path):
-    _, fates = launched
-    own = tmp_path / "conf/optimizer/own.yaml"
+def edited(tmp_path, fates, file, key, before, after):
+    """Write a configuration file of one's own, and edit it once its points were submitted."""
+    own = tmp_path / "conf" / file
     own.parent.mkdir(parents=True)
-    own.write_text("defaults: [adamw]\nlr: 0.002\n")
+    own.write_text(f"{key}: {before}\n")
 
     def changes(points, do):
-        own.write_text("defaults: [adamw]\nlr: 0.5\n")
+        own.write_text(f"{key}: {after}\n")
         return [do(point) for point in points]
 
     fates.append(changes)
+
+
+def test_a_configuration_that_changed_since_submission_is_refused(command, launched, tmp_path):
+    _, fates = launched
+    edited(tmp_path, fates, "optimizer/own.yaml", "defaults: [adamw]\nlr", 0.002, 0.5)
     code, out, _ = command(f"{TINY} optimizer=own sparsity=0.2")
     line = "the configuration changed since this point was submitted: optimizer.lr: 0.5, submitted: 0.002"
     assert code == 1 and f"{line}: put it back as it was, or start the sweep again" in out
@@ -138,15 +143,7 @@ def test_a_configuration_that_changed_since_submission_is_refused(command, launc
 
 def test_a_curve_under_another_configuration_is_refused_without_a_folder_of_its_own(command, launched, tmp_path):
     _, fates = launched
-    own = tmp_path / "conf/data/own.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text("defaults: [digits]\nnum_evaluation_rows: 50\n")
-
-    def changes(points, do):
-        own.write_text("defaults: [digits]\nnum_evaluation_rows: 60\n")
-        return [do(point) for point in points]
-
-    fates.append(changes)
+    edited(tmp_path, fates, "data/own.yaml", "defaults: [digits]\nnum_evaluation_rows", 50, 60)
     code, out, _ = command("evaluate backbone=vit_tiny data=own name=c hydra/launcher=joblib sparsities=[0.0,0.5]")
     assert code == 1 and "data.num_evaluation_rows: 60, submitted: 50" in out
     assert not list((tmp_path / "outputs").glob("c/*/run.json"))
@@ -154,15 +151,7 @@ def test_a_curve_under_another_configuration_is_refused_without_a_folder_of_its_
 
 def test_what_only_says_where_to_compute_may_change(command, launched, tmp_path):
     _, fates = launched
-    own = tmp_path / "conf/trainer/own.yaml"
-    own.parent.mkdir(parents=True)
-    own.write_text("defaults: [default]\ncheckpoint_minutes: 10\n")
-
-    def changes(points, do):
-        own.write_text("defaults: [default]\ncheckpoint_minutes: 1\n")
-        return [do(point) for point in points]
-
-    fates.append(changes)
+    edited(tmp_path, fates, "trainer/own.yaml", "defaults: [default]\ncheckpoint_minutes", 10, 1)
     code, out, _ = command(f"{TINY} trainer=own sparsity=0.2")
     assert code == 0 and "1 computed" in out
 
