@@ -71,7 +71,7 @@ def test_fewer_than_three_seeds_claim_nothing_of_a_setting(tmp_path: Path) -> No
 
 def test_a_run_that_died_behind_its_first_record_is_shown_with_it(tmp_path: Path) -> None:
     record(tmp_path / "all~0", fraction=1.0, seed=0, jump=None, num=1)
-    assert "1 recorded pre-trainings" in traces_section(read_runs(tmp_path), tmp_path / "report")
+    assert "1 recorded pre-training." in traces_section(read_runs(tmp_path), tmp_path / "report")
 
 
 def test_a_sweep_without_traces_has_no_section(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from essential_sparsity.analysis import SparsityTrace, detect_abrupt_sparsification
 from essential_sparsity.analysis.grouping import short_label, varying_keys
+from essential_sparsity.analysis.wording import counted
 from essential_sparsity.report.drawing import pictures_html
 from essential_sparsity.report.tables import saved_table
 from essential_sparsity.report.trace import write_trace_figures
@@ -49,7 +50,7 @@ def traces_section(records: Sequence[RunRecord], out: Path) -> str:
     seeds = "" if len(entries) == len(first) else " Drawn: the first seed of each setting."
     return (
         f"<section><h2>Sparsity against the training step</h2><p class=lead>{escape(_lead(entries))}</p>"
-        f"{pictures_html(pictures.values())}<p class=note>{len(entries)} recorded pre-trainings.{seeds}</p>"
+        f"{pictures_html(pictures.values())}<p class=note>{counted(len(entries), 'recorded pre-training')}.{seeds}</p>"
         f"{saved_table(out, 'traces-by-setting', *_by_setting(entries), caption='Pre-trainings by setting')}"
         f"{saved_table(out, 'traces', *_by_run(entries), caption='Pre-trainings one by one')}</section>"
     )
